@@ -1,0 +1,53 @@
+"""Let a language model think along many latent paths, learn which end right, and answer better.
+
+The chain is **grow → back up → pack → learn → choose**, and every stage works on one thing: a tree of latent paths.
+
+Axes, in every shape of this package:
+
+| | |
+|---|---|
+| Q | questions |
+| N | paths per question |
+| B | paths in a batch |
+| T | latents along a path |
+| S | tokens in a packed sequence |
+| D | latent width (the reasoner's) |
+| H | backbone width (the PRM's) |
+
+``import latent_prm`` is instant: a public name brings its room, and with it torch, when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from latent_prm.model import QwenLatentPRM
+    from latent_prm.reasoner import Reasoner
+    from latent_prm.selector import choose
+    from latent_prm.shards import load_trees
+    from latent_prm.tasks import load_task
+    from latent_prm.tree import ReasoningTree
+
+__version__ = "0.1.0"
+__all__ = ["QwenLatentPRM", "Reasoner", "ReasoningTree", "choose", "load_task", "load_trees"]
+
+_ROOMS = {
+    "QwenLatentPRM": "model",
+    "Reasoner": "reasoner",
+    "ReasoningTree": "tree",
+    "choose": "selector",
+    "load_task": "tasks",
+    "load_trees": "shards",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,259 @@
+"""The only room that writes or reads a file: hides how bytes reach the disk whole, and how foreign ones are refused.
+
+What is written is either there completely or not at all, whatever is killed or full in between. What is read is data,
+never code, and any doubt about it is a ``BadFile`` that names the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import secrets
+import shutil
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+JSON_LIMIT = 256 * 2**20
+"""Bytes. A larger .json is not one of ours."""
+
+
+class BadFile(ValueError):
+    """A file that cannot be trusted; the message names it and says what is wrong."""
+
+
+class _HashingWriter(io.BufferedWriter):
+    """Hashes what passes through, so that the checksum is of what was meant, not of what the disk returned."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        super().__init__(raw)
+        self.sha256 = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def seekable(self) -> bool:
+        return False  # a hash cannot go back
+
+    def write(self, data: Any, /) -> int:
+        try:
+            self.sha256.update(data)
+            return super().write(data)
+        except OSError as error:  # torch.save may turn it into a RuntimeError that has forgotten the reason
+            self.error = self.error or error
+            raise
+
+
+def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> str:
+    """Write a file through ``write(file)`` and return its sha256: afterwards ``path`` is the whole file, or as before.
+
+    Raises:
+        OSError: the disk refused (full, no permission, failed fsync); it names ``path``.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = _temp_beside(path)
+    file = None
+    try:
+        with _HashingWriter(io.FileIO(temp, "x")) as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temp, path)
+        _fsync(path.parent)
+    except BaseException as error:
+        temp.unlink(missing_ok=True)
+        reason = error if isinstance(error, OSError) else file and file.error
+        if reason is None or reason.errno is None:
+            raise
+        raise OSError(reason.errno, reason.strerror, str(path)) from error
+    return file.sha256.hexdigest()
+
+
+def commit_folder(final: str | Path, write: Callable[[Path], object]) -> None:
+    """Fill a folder through ``write(temp_folder)``: afterwards ``final`` is the whole new folder, or as before.
+
+    A killed replacement may leave the old folder as ``.<name>.old``; the next commit puts it back or removes it.
+    """
+    final = Path(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temp, aside = _temp_beside(final), final.with_name(f".{final.name}.old")
+    if os.path.lexists(aside):
+        _remove(aside) if os.path.lexists(final) else aside.rename(final)
+    temp.mkdir()
+    try:
+        write(temp)
+        for folder, _, names in os.walk(temp, topdown=False):
+            for name in names:
+                _fsync(Path(folder, name))
+            _fsync(Path(folder))
+        if os.path.lexists(final):
+            final.rename(aside)
+        try:
+            temp.rename(final)
+        except OSError:
+            if os.path.lexists(aside):
+                aside.rename(final)
+            raise
+        _fsync(final.parent)
+    except BaseException:
+        _remove(temp)
+        raise
+    if os.path.lexists(aside):
+        _remove(aside)
+
+
+def save_tensors(obj: object, path: str | Path) -> str:
+    """Save as ``torch.save`` does and return the sha256. The bytes do not depend on the file's name."""
+    return atomic_write(path, lambda file: torch.save(obj, file))
+
+
+def save_json(obj: object, path: str | Path) -> str:
+    """Save readable JSON and return the sha256. NaN and infinities are a ``ValueError``, for JSON has none."""
+    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return atomic_write(path, lambda file: file.write(text.encode()))
+
+
+def load_json(path: str | Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        BadFile: missing, not a regular file, or not JSON.
+    """
+    if (size := _regular(path).st_size) > JSON_LIMIT:
+        raise BadFile(f"{path}: {size} bytes are too many for a .json of this project ({JSON_LIMIT} at most).")
+    try:
+        return json.loads(Path(path).read_bytes().decode(), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f"{path}: not valid JSON ({error}).") from error
+
+
+def load_tensors(path: str | Path, sha256: str | None = None, mmap: bool = False) -> Any:
+    """What ``torch.save`` put into a file, on the CPU: tensors and plain values only, never code.
+
+    Without ``sha256`` the file's own checksums are verified instead. With ``mmap`` the tensors are views of the file.
+
+    Raises:
+        BadFile: missing, not a regular file, changed, not torch's zip format, or holding anything but data.
+    """
+    _regular(path)
+    if sha256 is not None:
+        verify(path, sha256)
+    try:
+        _check_zip(path, check_bytes=sha256 is None)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except BadFile:
+        raise
+    except pickle.UnpicklingError as error:  # its own text goes on to recommend the unsafe way of loading
+        raise BadFile(
+            f"{path}: it holds something other than tensors and plain values, so it was not loaded."
+        ) from error
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadFile(f"{path}: not a readable .pt file ({reason}).") from error
+
+
+_digests: dict[tuple[int, int, int, int], str] = {}
+
+
+def verify(path: str | Path, sha256: str) -> None:
+    """Check a file against its sha256; within one process an unchanged file is read for this only once.
+
+    Raises:
+        BadFile: missing, not a regular file, or other bytes than those of the checksum.
+    """
+    info = _regular(path)
+    key = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
+    if key not in _digests:
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+        _digests[key] = digest.hexdigest()
+    if _digests[key] != sha256:
+        raise BadFile(f"{path}: damaged or replaced: its sha256 is {_digests[key]}, but {sha256} was written.")
+
+
+def check_tensor(
+    path: str | Path, name: str, value: Any, dtype: torch.dtype, shape: tuple[int | None, ...], finite: bool = True
+) -> Tensor:
+    """``value``, if it is a plain dense tensor of this dtype and shape (None: any size) and owns exactly its bytes.
+
+    Raises:
+        BadFile: otherwise; it names the file, the tensor and what is wrong.
+    """
+    wanted = f"{dtype}".removeprefix("torch.") + f"[{', '.join('any' if n is None else str(n) for n in shape)}]"
+    if type(value) is not Tensor or value.layout is not torch.strided or value.is_quantized:
+        raise BadFile(f"{path}: {name} is not a plain dense tensor, but must be {wanted}.")
+    fits = len(shape) == value.ndim and all(n in (None, size) for n, size in zip(shape, value.shape, strict=True))
+    if value.dtype != dtype or not fits or value.device.type != "cpu":
+        found = f"{value.dtype}".removeprefix("torch.") + f"{list(value.shape)}"
+        raise BadFile(f"{path}: {name} is {found}, but must be {wanted}.")
+    # A file of a kilobyte can declare a tensor of terabytes, all of whose elements are one and the same.
+    if not value.is_contiguous() or value.untyped_storage().nbytes() != value.numel() * value.itemsize:
+        raise BadFile(f"{path}: {name} does not own exactly the bytes of its {value.numel()} elements.")
+    if finite and not value.isfinite().all():
+        raise BadFile(f"{path}: {name} has NaN or infinite elements.")
+    return value
+
+
+def _regular(path: str | Path) -> os.stat_result:
+    """Before it is opened: a pipe would wait forever, a folder or device is no file of ours."""
+    try:
+        info = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise BadFile(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+    if not stat.S_ISREG(info.st_mode):
+        raise BadFile(f"{path}: not a regular file.")
+    return info
+
+
+def _check_zip(path: str | Path, check_bytes: bool) -> None:
+    """What zip allows and torch.save never does is how a small file hurts: compression, double and escaping names."""
+    if not zipfile.is_zipfile(path):
+        raise BadFile(f"{path}: not a file that torch.save wrote (or cut short).")
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        names = [PurePosixPath(entry.filename.replace("\\", "/")) for entry in entries]
+        odd = {
+            "compressed or encrypted entries": any(entry.compress_type or entry.flag_bits & 1 for entry in entries),
+            "entries that share bytes": sum(entry.file_size for entry in entries) > os.path.getsize(path),
+            "two entries of one name": len(set(names)) != len(names),
+            "an entry whose name leads out of it": any(name.is_absolute() or ".." in name.parts for name in names),
+            "no data.pkl, or several": sum(name.name == "data.pkl" for name in names) != 1,
+        }
+        wrong = [what for what, found in odd.items() if found]
+        if not wrong and check_bytes and archive.testzip():  # only now: nothing in it can inflate
+            wrong = ["a wrong checksum inside"]
+    if wrong:
+        raise BadFile(f"{path}: not as torch.save writes it: it has {', '.join(wrong)}.")
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _temp_beside(path: Path) -> Path:
+    """A name that is free, short however long the final one is, in the same folder so that a rename is all it takes."""
+    return path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,346 @@
+"""The latent process reward model: a language model that reads a chain of latents and says how likely it ends right.
+
+This room hides the backbone, the projection between widths, the pooling and the packing of what is scored together.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from latent_prm import files
+from latent_prm.options import Context
+from latent_prm.packing import PackedBatch, pack
+from latent_prm.tree import Path as LatentPath
+from latent_prm.tree import ReasoningTree
+
+log = logging.getLogger(__name__)
+
+Pooling = Literal["mean", "last", "max"]
+POOLINGS: tuple[str, ...] = get_args(Pooling)
+
+
+class QwenLatentPRM(nn.Module):
+    """Latents (and the question's text) → backbone → pooling over the chain's latents → one bias-free linear layer.
+
+    ``model_path`` is a Hugging Face decoder (folder or hub name, Qwen3-0.6B as a rule); its parameters are float32.
+    ``latent_dim`` is the reasoner's width D; where it differs from the backbone's H, a projection stands in front.
+    Width and pooling travel in the state dict, so that ``load_state_dict`` alone restores them; ``max_seq_length`` and
+    ``context`` travel in a checkpoint's config.json.
+    """
+
+    pooling_code: Tensor
+    latent_width: Tensor
+
+    def __init__(
+        self,
+        model_path: str | Path | None = None,
+        latent_dim: int | None = None,
+        pooling_strategy: str = "mean",
+        dropout_prob: float = 0.1,
+        *,
+        backbone: Any = None,
+        tokenizer: Any = None,
+    ) -> None:
+        super().__init__()
+        if pooling_strategy not in POOLINGS:
+            raise ValueError(f"pooling_strategy is {pooling_strategy!r}: type one of {', '.join(POOLINGS)}.")
+        if backbone is None:
+            if model_path is None:
+                raise ValueError("QwenLatentPRM needs model_path: a Hugging Face folder or name, as Qwen/Qwen3-0.6B.")
+            # transformers would load the checkpoint's dtype; bfloat16 parameters swallow updates of 2e-5.
+            backbone = AutoModel.from_pretrained(model_path, dtype=torch.float32, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=False)
+        self.backbone, self.tokenizer = backbone, tokenizer
+        self.max_seq_length: int = 512
+        """Latents of a chain that it was trained to read; longer chains lose latents at the root end."""
+        self.context: str = "question"
+        """What it was trained to read before the latents: "question" or "none"."""
+        self.hidden_size: int = backbone.config.get_text_config().hidden_size
+        self.dropout = nn.Dropout(dropout_prob)
+        self.head = nn.Linear(self.hidden_size, 1, bias=False)
+        nn.init.normal_(self.head.weight, std=0.02)
+        self.projection: nn.Linear | None = None
+        self.register_buffer("pooling_code", torch.tensor(POOLINGS.index(pooling_strategy)))
+        self.register_buffer("latent_width", torch.tensor(self.hidden_size))
+        self._set_width(latent_dim or self.hidden_size)
+        self.backbone.get_input_embeddings().requires_grad_(False)  # it only serves the question's text
+        self.shares = self._packs_exactly()
+
+    # --- what it is ---
+
+    @property
+    def pooling(self) -> str:
+        """How a chain's latents become one state."""
+        return POOLINGS[int(self.pooling_code)]
+
+    @property
+    def latent_dim(self) -> int:
+        """D, the width of the latents it reads."""
+        return int(self.latent_width)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return self.head.weight.device
+
+    def _set_width(self, latent_dim: int) -> None:
+        self.latent_width.fill_(latent_dim)
+        if latent_dim == self.hidden_size:
+            self.projection = None
+        elif self.projection is None or self.projection.in_features != latent_dim:
+            self.projection = nn.Linear(latent_dim, self.hidden_size, bias=False).to(self.head.weight.device)
+            nn.init.normal_(self.projection.weight, std=latent_dim**-0.5)  # keeps the root mean square
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in torch; a projection and the pooling come with the weights."""
+        if "latent_width" in state_dict:
+            self._set_width(int(state_dict["latent_width"]))
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    @classmethod
+    def from_pretrained(cls, checkpoint: str | Path, *, device: str | torch.device = "cpu") -> QwenLatentPRM:
+        """The model of a checkpoint folder, ready to score. Needs nothing but the folder.
+
+        Raises ``files.BadFile`` when the folder is not a checkpoint or is damaged.
+        """
+        folder = Path(checkpoint)
+        for name in ("config.json", "pytorch_model.bin"):
+            if not (folder / name).is_file():
+                raise files.BadFile(
+                    f"{folder} is not a checkpoint: it has no {name}. Type a folder as checkpoints/…/best."
+                )
+        described = files.load_json(folder / "config.json")
+        own = described.get("latent_prm") if isinstance(described, dict) else None
+        if not isinstance(own, dict) or own.get("context", "question") not in get_args(Context):
+            raise files.BadFile(
+                f"{folder / 'config.json'} does not describe a latent PRM. Type a folder as checkpoints/…/best."
+            )
+        weights = files.load_tensors(folder / "pytorch_model.bin")
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            backbone = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            tokenizer = None
+            if (folder / "tokenizer_config.json").is_file():
+                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            model = cls(backbone=backbone, tokenizer=tokenizer)
+            model.load_state_dict(weights)
+            model.max_seq_length = int(own.get("max_seq_length", model.max_seq_length))
+        except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+            raise files.BadFile(f"{folder} is not a whole checkpoint: {error}") from error
+        model.context = own.get("context", model.context)
+        return model.to(device).eval()
+
+    def save_description(self, folder: Path) -> None:
+        """Everything but the weights that :meth:`from_pretrained` needs: config.json and the tokenizer."""
+        described = json.loads(self.backbone.config.to_json_string(use_diff=False))
+        described.pop("_name_or_path", None)  # where it came from is no part of what it is
+        described["latent_prm"] = {
+            "format": "latent-prm/1",
+            "latent_dim": self.latent_dim,
+            "pooling_strategy": self.pooling,
+            "max_seq_length": self.max_seq_length,
+            "context": self.context,
+        }
+        files.save_json(described, folder / "config.json")
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+    # --- scoring ---
+
+    def hidden_states(self, batch: PackedBatch) -> Float[Tensor, "K C H"]:
+        """The backbone's states at the latents of every wanted chain, root to tip; arbitrary beyond a chain's end."""
+        embedded = self.backbone.get_input_embeddings()(batch.token_ids)
+        latents = batch.latents if self.projection is None else self.projection(batch.latents)
+        embedded = embedded.masked_scatter(batch.is_latent[..., None], latents.to(embedded.dtype))
+        if self.shares:
+            layout = {"attention_mask": batch.mask, "position_ids": batch.positions.clamp_min(0)}
+        else:  # one path to a row needs nothing but the usual mask, which any backbone understands
+            layout = {"attention_mask": (batch.positions >= 0).long()}
+        states = self.backbone(inputs_embeds=embedded, use_cache=False, **layout).last_hidden_state
+        return states.flatten(0, 1)[batch.chains]
+
+    def step_logits(self, batch: PackedBatch) -> Float[Tensor, "K C"]:
+        """The logit of every prefix of every wanted chain: the same pooling, cut short after each latent."""
+        states = self.hidden_states(batch).float()
+        if self.pooling == "mean":
+            states = states.cumsum(1) / torch.arange(1, states.shape[1] + 1, device=states.device)[:, None]
+        elif self.pooling == "max":
+            states = states.cummax(1).values
+        with torch.autocast(states.device.type, enabled=False):  # logits and losses are float32
+            return self.head(self.dropout(states))[..., 0]
+
+    def forward(self, batch: PackedBatch) -> Float[Tensor, " K"]:
+        """The logit of every wanted path; its sigmoid is the predicted score."""
+        states = self.hidden_states(batch).float()
+        within = torch.arange(states.shape[1], device=states.device) < batch.lengths[:, None]
+        if self.pooling == "mean":
+            pooled = (states * within[..., None]).sum(1) / batch.lengths[:, None]
+        elif self.pooling == "max":
+            pooled = states.masked_fill(~within[..., None], -torch.inf).amax(1)
+        else:
+            pooled = states[torch.arange(len(states), device=states.device), batch.lengths - 1]
+        with torch.autocast(states.device.type, enabled=False):
+            return self.head(self.dropout(pooled))[:, 0]
+
+    def read_questions(self, questions: Sequence[str]) -> list[list[int]]:
+        """Token ids of what stands before the latents."""
+        if self.tokenizer is None:
+            raise ValueError("this model has no tokenizer to read questions with; load it from a folder that has one.")
+        return self.tokenizer(list(questions))["input_ids"] if questions else []
+
+    @torch.no_grad()
+    def score_trees(
+        self,
+        trees: Sequence[ReasoningTree],
+        context: bool | None = None,
+        pack_tokens: int = 16384,
+        max_seq_length: int | None = None,
+    ) -> list[Float[Tensor, " P"]]:
+        """The predicted score, 0..1, of every path of every tree (those without a label too), float32 on the CPU.
+
+        ``context`` (whether it reads the questions) and ``max_seq_length`` are, where left out, those of its training.
+        Raises ValueError when a path has no latent, or latents of another width than this model reads.
+        """
+        for tree in trees:
+            for i, path in enumerate(tree.paths):
+                self._check_path(path, f"question {tree.question_id}, path {i}")
+        context = self.context == "question" if context is None else context
+        contexts = self.read_questions([tree.question for tree in trees]) if context else [[]] * len(trees)
+        longest = self.max_seq_length if max_seq_length is None else max_seq_length
+        scores = [torch.empty(len(tree.paths)) for tree in trees]
+        with self._evaluating():
+            for batch in pack(trees, contexts, max_seq_length=longest, pack_tokens=pack_tokens, shared=self.shares):
+                for (tree, path), score in zip(batch.paths, self(batch.to(self.device)).sigmoid().cpu(), strict=True):
+                    scores[tree][path] = score
+        return scores
+
+    def _check_path(self, path: LatentPath, where: str) -> None:
+        length, width = path.latents.shape
+        if width != self.latent_dim:
+            raise ValueError(
+                f"{where}: its latents are {width} wide, but this PRM reads {self.latent_dim}. "
+                "Score trees of the reasoner that the PRM was trained for, or train one on these."
+            )
+        if length == 0:
+            raise ValueError(f"{where}: it has no latent, so that there is nothing to score. A path needs T >= 1.")
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Without dropout for the time being: a score is never a matter of chance."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
+
+    def predict_scores(
+        self,
+        latent_sequence: Float[Tensor, "B T D"],
+        attention_mask: Tensor | None = None,
+        questions: Sequence[str] | None = None,
+    ) -> Float[Tensor, " B"]:
+        """The predicted score, 0..1, of each chain of latents.
+
+        ``attention_mask`` [B, T] (bool, int or float) says which latents are real; all of them are read.
+        Raises ValueError for shapes that do not fit, and for a row without a single real latent.
+        """
+        return self._predict(latent_sequence, attention_mask, questions, steps=False)
+
+    def predict_step_scores(
+        self,
+        latent_sequence: Float[Tensor, "B T D"],
+        attention_mask: Tensor | None = None,
+        questions: Sequence[str] | None = None,
+    ) -> Float[Tensor, "B T"]:
+        """The predicted score after each latent of each chain, in the latents' places; 0 where the mask has none."""
+        return self._predict(latent_sequence, attention_mask, questions, steps=True)
+
+    def _predict(self, latents: Tensor, mask: Tensor | None, questions: Sequence[str] | None, *, steps: bool) -> Tensor:
+        real = self._check(latents, mask, questions)
+        rows = [row[keep] for row, keep in zip(latents.float(), real, strict=True)]
+        trees = [_tree([row], [None]) for row in rows]
+        contexts = self.read_questions(questions) if questions is not None else [[]] * len(trees)
+        order, scores = torch.arange(latents.shape[1], device=real.device), torch.zeros(real.shape, device=self.device)
+        out = torch.zeros(len(latents), device=self.device)
+        with self._evaluating():
+            for batch in pack(trees, contexts, max_seq_length=latents.shape[1], shared=self.shares):
+                logits = (self.step_logits if steps else self)(batch.to(self.device))
+                for k, (row, _) in enumerate(batch.paths):
+                    if steps:
+                        scores[row, order[real[row]]] = logits[k, : int(batch.lengths[k])].sigmoid()
+                    else:
+                        out[row] = logits[k].sigmoid()
+        return scores if steps else out
+
+    def _check(self, latents: Tensor, mask: Tensor | None, questions: Sequence[str] | None) -> Bool[Tensor, "B T"]:
+        if latents.ndim != 3 or latents.shape[2] != self.latent_dim:
+            raise ValueError(
+                f"latent_sequence has the shape {list(latents.shape)}, "
+                f"but this PRM reads [batch, latents, {self.latent_dim}]."
+            )
+        real = torch.ones(latents.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+        if real.shape != latents.shape[:2]:
+            raise ValueError(
+                f"attention_mask has the shape {list(real.shape)}, but the latents have {list(latents.shape[:2])}."
+            )
+        if not real.any(1).all():
+            raise ValueError(
+                f"row {int((~real.any(1)).nonzero()[0])} of latent_sequence has no real latent: a path needs T >= 1."
+            )
+        if questions is not None and len(questions) != len(latents):
+            raise ValueError(f"{len(questions)} questions for {len(latents)} chains of latents: give one for each.")
+        return real.to(latents.device)
+
+    @torch.no_grad()
+    def _packs_exactly(self) -> bool:
+        """Whether this backbone scores a small packed tree as it scores its paths alone.
+
+        Raises ValueError when it cannot read latents at all.
+        """
+        generator = torch.Generator().manual_seed(0)
+        scale = self.backbone.get_input_embeddings().weight.float().std().item()
+        draw = [torch.randn(3, self.latent_dim, generator=generator) * scale for _ in range(3)]
+        tree, kind = _tree(draw, [None, 0, 0]), type(self.backbone).__name__
+        states: list[Tensor] = []
+        with self._evaluating():
+            for self.shares in (False, True):
+                try:
+                    found = [self.hidden_states(b) for b in pack([tree], [[0, 1]], wanted=[[1, 2]], shared=self.shares)]
+                    states.append(torch.cat(found))
+                except Exception as error:  # whatever a backbone raises that does not know this kind of mask
+                    if not self.shares:
+                        raise ValueError(
+                            f"{kind} cannot read latents ({error}). Type a causal LM as Qwen3-0.6B."
+                        ) from error
+                    log.debug("packing refused: %s", error)
+        exact = len(states) == 2 and not _short_sighted(self.backbone.config.get_text_config())
+        exact = exact and torch.allclose(states[0], states[1], rtol=1e-3, atol=1e-3 * float(states[0].abs().max()))
+        if not exact:
+            log.warning(
+                "%s cannot share a tree's latents exactly: its paths are scored one by one, which is slower", kind
+            )
+        return exact
+
+
+def _short_sighted(config: Any) -> bool:
+    """Whether a layer sees only so many columns back: a tree too small to show it would still pack exactly."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return set(kinds) != {"full_attention"}
+    return any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size"))
+
+
+def _tree(latents: Sequence[Float[Tensor, "_ D"]], parents: Sequence[int | None]) -> ReasoningTree:
+    paths = [LatentPath(latents=x, tip=None, parent=parent) for x, parent in zip(latents, parents, strict=True)]
+    return ReasoningTree(question_id="", question="", gold="", task="", paths=paths)

@@ -1,0 +1,175 @@
+"""Trees → rows of tokens and latents in which each latent attends to its own ancestors only.
+
+A question's text and the latents that paths share are computed once; the result is exactly that of each path alone.
+This room hides which column of which row a latent stands in; what leaves it is a :class:`PackedBatch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from latent_prm.tree import ReasoningTree
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Some trees in R rows of S columns, and where the K wanted paths' chains (at most C latents) stand in them."""
+
+    token_ids: Int[Tensor, "R S"]
+    """The question's tokens; 0 where a latent or padding stands."""
+    latents: Float[Tensor, "L D"]
+    """All latents, in the order in which ``is_latent`` meets them row by row."""
+    is_latent: Bool[Tensor, "R S"]
+    positions: Int[Tensor, "R S"]
+    """How deep in its own chain a column stands, the question's tokens counted."""
+    mask: Bool[Tensor, "R 1 S S"]
+    """Whether the column (second to last) may see another (last). Padding sees itself, so that no softmax is empty."""
+    chains: Int[Tensor, "K C"]
+    """Flat columns (row * S + column) of each wanted path's latents, root to tip; 0 beyond its end."""
+    lengths: Int[Tensor, " K"]
+    """Latents in each chain, at least one."""
+    paths: tuple[tuple[int, int], ...]
+    """K pairs (index of the tree in what was packed, index of the path in the tree), in the order of ``chains``."""
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The same batch on another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
+    @property
+    def num_tokens(self) -> int:
+        """Columns that are not padding."""
+        return int((self.positions >= 0).sum())
+
+
+@dataclass
+class _Block:
+    """One tree's share of a row: question tokens, then runs of latents, each after its parent run."""
+
+    tree: int
+    context: Sequence[int]
+    runs: list[Float[Tensor, "T D"]]
+    parents: list[int]
+    wanted: list[tuple[int, int, int]]
+    """(path, its run, latents in its chain)"""
+
+    @property
+    def size(self) -> int:
+        return len(self.context) + sum(len(run) for run in self.runs)
+
+    def chain(self, run: int) -> list[int]:
+        out = []
+        while run >= 0:
+            out.append(run)
+            run = self.parents[run]
+        return out[::-1]
+
+
+def pack(
+    trees: Sequence[ReasoningTree],
+    contexts: Sequence[Sequence[int]],
+    *,
+    wanted: Sequence[Iterable[int]] | None = None,
+    max_seq_length: int = 512,
+    pack_tokens: int = 2048,
+    shared: bool = True,
+) -> Iterator[PackedBatch]:
+    """Cut trees into batches of about ``pack_tokens`` columns; a tree is never cut: a large one makes a larger batch.
+
+    ``contexts`` are the token ids that stand before each tree's latents (none: an empty list), ``wanted`` the paths of
+    each tree whose scores are to be read (all). A chain of more than ``max_seq_length`` latents loses those at the root
+    end, and is then computed by itself. ``shared=False`` computes every path by itself, for backbones that cannot be
+    packed.
+    """
+    blocks: list[_Block] = []
+    for number, tree in enumerate(trees):
+        paths = list(range(len(tree.paths)) if wanted is None else wanted[number])
+        groups = [paths] if shared else [[path] for path in paths]
+        blocks += [_block(number, tree, contexts[number], group, max_seq_length, shared) for group in groups if group]
+    blocks.sort(key=lambda block: -block.size)  # stable: the layout depends on the trees alone
+    while blocks:
+        width = blocks[0].size
+        rows: list[list[_Block]] = [[] for _ in range(max(1, pack_tokens // width))]
+        room, left = [width] * len(rows), []
+        for block in blocks:
+            row = next((r for r, free in enumerate(room) if block.size <= free and (shared or not rows[r])), None)
+            if row is None:
+                left.append(block)
+            else:
+                rows[row].append(block)
+                room[row] -= block.size
+        yield _lay_out([row for row in rows if row], width)
+        blocks = left
+
+
+def _block(
+    number: int, tree: ReasoningTree, context: Sequence[int], paths: list[int], longest: int, shared: bool
+) -> _Block:
+    block, run_of = _Block(number, context, [], [], []), {}
+    for path in sorted(paths):
+        chain = tree.chain(path)
+        length = sum(len(tree.paths[p].latents) for p in chain)
+        if shared and length <= longest:
+            for p in chain:
+                if p not in run_of:
+                    run_of[p] = len(block.runs)
+                    block.runs.append(tree.paths[p].latents)
+                    parent = tree.paths[p].parent
+                    block.parents.append(-1 if parent is None else run_of[parent])
+            block.wanted.append((path, run_of[path], length))
+        else:
+            block.wanted.append((path, len(block.runs), min(length, longest)))
+            block.runs.append(tree.chain_latents(path)[-longest:])
+            block.parents.append(-1)
+    return block
+
+
+def _lay_out(rows: list[list[_Block]], width: int) -> PackedBatch:
+    token_ids = torch.zeros(len(rows), width, dtype=torch.long)
+    is_latent = torch.zeros(len(rows), width, dtype=torch.bool)
+    positions = torch.full((len(rows), width), -1)
+    mask = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)
+    latents: list[Tensor] = []
+    chains: list[Tensor] = []
+    paths: list[tuple[int, int]] = []
+    for r, row in enumerate(rows):
+        at = 0
+        for block in row:
+            end, begin = at + block.size, at + len(block.context)
+            token_ids[r, at:begin] = torch.tensor(block.context, dtype=torch.long)
+            positions[r, at:begin] = torch.arange(len(block.context))
+            is_latent[r, begin:end] = True
+            latents += block.runs
+            columns: list[Tensor] = []
+            for run, parent in zip(block.runs, block.parents, strict=True):
+                depth = len(block.context) if parent < 0 else int(positions[r, columns[parent][-1]]) + 1
+                columns.append(torch.arange(begin, begin + len(run)))
+                positions[r, columns[-1]] = torch.arange(depth, depth + len(run))
+                begin += len(run)
+            mask[r, at:end, at:end] = _ancestry(block)
+            for path, run, length in block.wanted:
+                chains.append(torch.cat([columns[c] for c in block.chain(run)])[-length:] + r * width)
+                paths.append((block.tree, path))
+            at = end
+    lengths = torch.tensor([len(chain) for chain in chains])
+    padded = torch.nn.utils.rnn.pad_sequence(chains, batch_first=True)
+    return PackedBatch(
+        token_ids, torch.cat(latents), is_latent, positions, mask[:, None], padded, lengths, tuple(paths)
+    )
+
+
+def _ancestry(block: _Block) -> Bool[Tensor, "S S"]:
+    """Who sees whom within a block: all see the question, a run sees the runs of its chain, nobody looks ahead."""
+    runs = len(block.runs)
+    above = torch.zeros(runs + 1, runs + 1, dtype=torch.bool)
+    above[:, 0] = True
+    for run in range(runs):
+        above[run + 1, [c + 1 for c in block.chain(run)]] = True
+    lengths = torch.tensor([len(block.context), *(len(run) for run in block.runs)])
+    owner = torch.arange(runs + 1).repeat_interleave(lengths)
+    return above[owner][:, owner] & torch.ones(block.size, block.size, dtype=torch.bool).tril()

@@ -1,0 +1,462 @@
+"""STAGE 2: shards → checkpoints. Hides the training loop and what a run leaves behind in its folder.
+
+latent-prm train --data_dir prm_data    (or: python -m methods.latent_prm.trainer --data_dir prm_data)
+
+Every choice of chance (split, order, dropped contexts, dropout) follows from the seed and from what it is chosen for,
+never from what was drawn before.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from latent_prm import __version__, files, plots
+from latent_prm.checkpoint import TrainingState, link_checkpoint, save_checkpoint
+from latent_prm.losses import Lesson, mse, num_targets
+from latent_prm.model import QwenLatentPRM
+from latent_prm.options import TrainOptions
+from latent_prm.packing import pack
+from latent_prm.reasoner import find_folder, pick_device
+from latent_prm.shards import load_trees
+from latent_prm.tasks import question_digest
+from latent_prm.tree import ReasoningTree
+
+log = logging.getLogger(__name__)
+
+FEW_SAMPLES = 100
+"""The guide: at least so many labelled paths."""
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
+
+class PathDropout(nn.Dropout):
+    """Dropout whose mask belongs to the path, not to its place in a pack, so that packing never changes a step."""
+
+    keep: Tensor
+    """[K, H]: 0 or 1 / (1 − p), for the K paths that come next."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As nn.Dropout."""
+        return input * self.keep if self.training and self.p else input
+
+
+def main(options: TrainOptions) -> Path:
+    """Run the stage: load, prepare, fit, report. Returns the run folder.
+
+    Raises:
+        ValueError, OSError: in plain words: no data, no model, a loss that is not a number, no memory, a full disk.
+        KeyboardInterrupt, SystemExit(143): Ctrl-C or SIGTERM, after the step in hand was saved as checkpoint-N.
+    """
+    folder = new_run_folder(options.output_dir)
+    skipped_files: list[str] = []
+    trees = load_trees(options.data_dir, options.skip_bad_files, skipped_files)
+    with log_lines(folder / "training.log", options.log_level):
+        try:
+            run = Run(options, folder, trees, skipped_files)
+            with stop_signals() as stop:
+                for epoch in range(1, options.num_epochs + 1):
+                    train_epoch(run, epoch, stop)
+        except torch.OutOfMemoryError as error:
+            raise ValueError(out_of_memory(options)) from error
+        report(run)
+    return folder
+
+
+# --- before -----------------------------------------------------------------------------------------------------------
+
+
+def new_run_folder(output_dir: str | None) -> Path:
+    """The run folder, not yet made. Raises ValueError when there is a run in it."""
+    folder = Path(output_dir or time.strftime("checkpoints/qwen_prm_%Y%m%d_%H%M%S"))
+    for pattern in ("training_stats.json", "checkpoint-*", "epoch_*", "best", "final"):
+        if found := next(folder.glob(pattern), None):
+            raise ValueError(f"{folder} already holds a run (there is {found.name}). Choose another --output_dir.")
+    return folder
+
+
+class Run:
+    """Everything that a step needs and changes, ready for the first one; config.json is written."""
+
+    def __init__(self, options: TrainOptions, folder: Path, trees: Sequence[ReasoningTree], skipped: list[str]) -> None:
+        self.options, self.folder, self.skipped_files = options, folder, skipped
+        self.state, self.started = TrainingState(seed=options.seed), time.monotonic()
+        self.entries: list[dict[str, Any]] = []  # the lines of metrics.jsonl
+        lessons = [found for tree in trees if (found := Lesson.of(tree, options.use_prm_score)).targets]
+        self.truncated = look_at(lessons, options)
+        self.train, self.validation = split(lessons, options.val_size, options.seed)
+        sides = {"train": self.train, "validation": self.validation}
+        self.samples = {side: num_targets(items) for side, items in sides.items()}
+        self.questions = {
+            side: sorted({question_digest(item.tree.question) for item in items}) for side, items in sides.items()
+        }
+
+        self.device = pick_device(options.device)
+        torch.manual_seed(options.seed)
+        width = trees[0].paths[0].latents.shape[1]
+        self.model = QwenLatentPRM(find_folder(options.model_path), width, options.pooling_strategy)
+        self.model.dropout = self.dropout = PathDropout(options.dropout_prob)
+        self.model.to(self.device).train()
+        if options.context == "question":
+            contexts = self.model.read_questions([item.tree.question for item in self.train])
+            self.train = [item._replace(context=c) for item, c in zip(self.train, contexts, strict=True)]
+
+        epochs = range(1, options.num_epochs + 1)
+        self.total_steps = sum(len(epoch_steps(self.train, epoch, options)) for epoch in epochs)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.num_trained = sum(p.numel() for p in trained)
+        norms = {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}  # not to be pulled to zero
+        groups = [{"params": [p for p in trained if p.ndim > 1]}, norms]
+        self.optimizer = AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
+        warmup, total = int(options.warmup_ratio * self.total_steps), self.total_steps
+        self.scheduler = LambdaLR(self.optimizer, lambda step: learning_rate_factor(step, warmup, total))
+        self.precision = autocast_dtype(self.device) if options.mixed_precision else torch.float32
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
+        introduce(self)
+
+    def autocast(self) -> torch.autocast:
+        """The arithmetic of the forward pass."""
+        half = self.precision is not torch.float32
+        return torch.autocast(self.device.type, self.precision if half else None, enabled=half)
+
+
+def look_at(lessons: Sequence[Lesson], options: TrainOptions) -> int:
+    """Warn of data that cannot teach much; returns how many chains are longer than ``max_seq_length``.
+
+    Raises ValueError when no path has a target.
+    """
+    count, longest = num_targets(lessons), options.max_seq_length
+    targets = {target for lesson in lessons for target in lesson.targets.values()}
+    if not targets:
+        kind = "prm_score" if options.use_prm_score else "score"
+        lacks = f"no noisy path in {options.data_dir} has a {kind}"
+        raise ValueError(f"There is nothing to learn from: {lacks}. Collect again, or pass another --data_dir.")
+    if len(targets) == 1:
+        way_out = "Collect other questions, or with more noise, so that some paths end right and some wrong."
+        log.warning(f"[Trainer] There is nothing to learn from: all {count} scores are {targets.pop():g}. {way_out}")
+    if count < FEW_SAMPLES:
+        log.warning(f"[Trainer] Samples: {count}, where {FEW_SAMPLES} or more are advised. Collect more.")
+    chains = ((lesson.tree, lesson.tree.chain(path)) for lesson in lessons for path in lesson.targets)
+    truncated = sum(sum(len(tree.paths[i].latents) for i in chain) > longest for tree, chain in chains)
+    if truncated:
+        lose = f"have more than {longest} latents and lose those at the root end (--max_seq_length)"
+        log.warning(f"[Trainer] {truncated} of {count} chains {lose}.")
+    return truncated
+
+
+def split(items: Sequence[Lesson], share: float, seed: int) -> tuple[list[Lesson], list[Lesson]]:
+    """Items to train on and to validate with. Trees of one question, known by its text, stay on one side."""
+    digests = sorted({question_digest(item.tree.question) for item in items})
+    kept = set(chance(seed, "split").sample(digests, min(round(share * len(digests)), len(digests) - 1)))
+    if not kept:
+        log.warning(
+            f"[Trainer] No validation: --val_size {share:g} of {len(digests)} question(s) is none. "
+            "The best checkpoint is chosen by training loss."
+        )
+    sides: tuple[list[Lesson], list[Lesson]] = [], []
+    for item in items:
+        sides[question_digest(item.tree.question) in kept].append(item)
+    return sides
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes with it, else float16 on CUDA and float32 on a CPU."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
+
+
+def learning_rate_factor(step: int, warmup: int, total: int) -> float:
+    """The share of the peak learning rate in a step (0: the first): up in ``warmup`` steps, then a cosine down to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def introduce(run: Run) -> None:
+    """Say what is going to happen, and write it down as config.json."""
+    wide, hidden, precision = run.model.latent_dim, run.model.hidden_size, str(run.precision).removeprefix("torch.")
+    for side, questions in run.questions.items():
+        log.info(f"[Trainer] {side.capitalize()}: {run.samples[side]} labelled paths, {len(questions)} questions")
+    if run.model.projection is not None:
+        log.info(f"[Trainer] Latents are {wide} wide, the backbone {hidden}: a projection stands in front.")
+    log.info(f"[Trainer] {run.total_steps} steps, {run.num_trained:,} parameters, {precision} on {run.device}")
+    resolved = {"device": str(run.device), "precision": precision, "latent_dim": wide, "hidden_size": hidden}
+    resolved |= {"trained_parameters": run.num_trained, "total_steps": run.total_steps}
+    versions = {"latent_prm": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    versions["transformers"] = transformers.__version__
+    config = {"options": asdict(run.options), "resolved": resolved, "versions": versions}
+    files.save_json(config, run.folder / "config.json")
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def train_epoch(run: Run, epoch: int, stop: Sequence[signal.Signals]) -> None:
+    """One pass over the training questions, with its log lines, validation and checkpoints."""
+    options, state = run.options, run.state
+    state.epoch = epoch
+    log.info(f"Epoch {epoch}/{options.num_epochs}")
+    steps, squares, paths = epoch_steps(run.train, epoch, options), 0.0, 0
+    with tqdm(steps, bar_format=BAR, disable=not log.isEnabledFor(logging.INFO)) as bar:
+        for items in bar:
+            lr = float(run.scheduler.get_last_lr()[0])
+            loss = optimizer_step(run, items)
+            state.step += 1
+            squares, paths = squares + loss * num_targets(items), paths + num_targets(items)
+            bar.set_postfix_str(f"loss={loss:.4f}, lr={lr:.2e}", refresh=False)
+            if state.step % options.logging_steps == 0:
+                log.info(f"[Trainer] Step {state.step}: loss={loss:.4f}, avg_loss={squares / paths:.4f}, lr={lr:.2e}")
+                record(run, loss=loss, avg_loss=squares / paths, lr=lr)
+            came = stop[:1]  # looked at once: one that comes while saving is for the next step
+            names = [f"checkpoint-{state.step}"] if state.step % options.save_steps == 0 or came else []
+            if items is steps[-1]:
+                names += end_epoch(run, squares / paths)
+            save(run, names)
+            if came:
+                obey(came[0], run, names[0])
+
+
+def optimizer_step(run: Run, items: Sequence[Lesson]) -> float:
+    """Learn from the labelled paths of some questions; returns their mean squared error before that.
+
+    The loss is divided by the paths of the whole step, so that packs are a matter of memory only.
+    Raises ValueError, with the weights untouched, when a prediction or the gradient is not finite.
+    """
+    rows = {row: k for k, row in enumerate((i, path) for i, item in enumerate(items) for path in item.targets)}
+    targets = torch.tensor([items[i].targets[path] for i, path in rows])
+    torch.manual_seed(chance(run.options.seed, "dropout", run.state.step).getrandbits(63))
+    keep = torch.bernoulli(torch.full((len(rows), run.model.hidden_size), 1 - run.dropout.p)) / (1 - run.dropout.p)
+    loss = 0.0
+    for batch in pack(
+        [item.tree for item in items],
+        [item.context for item in items],
+        wanted=[list(item.targets) for item in items],
+        max_seq_length=run.options.max_seq_length,
+        pack_tokens=run.options.pack_tokens,
+        shared=run.model.shares,
+    ):
+        at = torch.tensor([rows[row] for row in batch.paths])
+        run.dropout.keep = keep[at].to(run.device)
+        with run.autocast():
+            logits = run.model(batch.to(run.device))
+        if not logits.isfinite().all():
+            raise ValueError(not_finite("prediction", run, [items[i] for i, _ in batch.paths]))
+        share = mse(logits, targets[at].to(run.device)) * (len(at) / len(rows))
+        run.scaler.scale(share).backward()
+        loss += share.item()
+    run.scaler.unscale_(run.optimizer)
+    norm = clip_grad_norm_(run.model.parameters(), run.options.max_grad_norm or math.inf)  # 0: not clipped
+    if not norm.isfinite() and not run.scaler.is_enabled():  # a scaler skips such a step and lowers its scale
+        raise ValueError(not_finite("gradient", run, items))
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.scheduler.step()
+    run.optimizer.zero_grad()
+    return loss
+
+
+def epoch_steps(items: Sequence[Lesson], epoch: int, options: TrainOptions) -> list[list[Lesson]]:
+    """An epoch's optimizer steps: whole questions in seeded order, at most a step's number of labelled paths in each.
+
+    A question with more of them gives so many, in turns: other ones in the next epoch. Some lose their context.
+    """
+    size, seed = options.batch_size * options.gradient_accumulation_steps, options.seed
+    steps: list[list[Lesson]] = [[]]
+    room = size
+    for item in chance(seed, "order", epoch).sample(items, len(items)):
+        name, count = item.tree.question_id, len(item.targets)
+        if count > size:
+            turns = chance(seed, "turns", name).sample(sorted(item.targets), count)
+            chosen = sorted(turns[(epoch * size + k) % count] for k in range(size))
+            item = item._replace(targets={path: item.targets[path] for path in chosen})
+        if chance(seed, "context", epoch, name).random() < options.context_dropout:
+            item = item._replace(context=())
+        if len(item.targets) > room:
+            steps.append([])
+            room = size
+        steps[-1].append(item)
+        room -= len(item.targets)
+    return steps
+
+
+def end_epoch(run: Run, loss: float) -> list[str]:
+    """Validate and remember; returns the names, beside a checkpoint-N, under which the model of this moment is kept."""
+    state, by, watched = run.state, "training", loss
+    state.epoch_losses.append(loss)
+    if run.validation:
+        by, watched = "validation", validate(run)
+        state.val_losses.append(watched)
+    record(run, train_loss=loss, **({"val_loss": watched} if run.validation else {}))
+    said = f", validation loss {watched:.4f}" if run.validation else ""
+    log.info(f"[Trainer] Epoch {state.epoch}: training loss {loss:.4f}{said}")
+    better = state.best is None or watched < state.best["loss"]
+    if better:
+        state.best = {"loss": watched, "by": by, "epoch": state.epoch, "step": state.step}
+    return [f"epoch_{state.epoch}"] + ["best"] * better + ["final"] * (state.epoch == run.options.num_epochs)
+
+
+def validate(run: Run) -> float:
+    """Mean squared error on the validation questions. Raises ValueError when it is not finite."""
+    trees, o = [item.tree for item in run.validation], run.options
+    with run.autocast():
+        scores = run.model.score_trees(trees, o.context == "question", o.pack_tokens, o.max_seq_length)
+    pairs = [(scores[i][p], target) for i, item in enumerate(run.validation) for p, target in item.targets.items()]
+    loss = math.fsum((float(score) - target) ** 2 for score, target in pairs) / len(pairs)
+    if not math.isfinite(loss):
+        raise ValueError(not_finite("validation loss", run, run.validation))
+    return loss
+
+
+def save(run: Run, names: Sequence[str]) -> None:
+    """Keep the model of this moment under every one of ``names``, its bytes once."""
+    for name in names:
+        if name == names[0]:
+            save_checkpoint(run.folder / name, run.model, run.optimizer, run.scheduler, run.state, run.questions)
+        else:
+            link_checkpoint(run.folder / names[0], run.folder / name)
+        log.info(f"[Trainer] Checkpoint saved to: {run.folder / name}")
+
+
+def record(run: Run, **values: float) -> None:
+    """Add a line to metrics.jsonl."""
+    run.entries.append({"step": run.state.step, "epoch": run.state.epoch, **values})
+    with open(run.folder / "metrics.jsonl", "a" if run.entries[1:] else "w", encoding="utf-8") as file:
+        file.write(json.dumps(run.entries[-1], allow_nan=False) + "\n")
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[signal.Signals]]:
+    """A list that fills with every Ctrl-C and SIGTERM, to be looked at between steps instead of breaking one off."""
+    came: list[signal.Signals] = []
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup stays nohup
+    before = {number: signal.signal(number, lambda n, _: came.append(signal.Signals(n))) for number in heeded}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def obey(came: signal.Signals, run: Run, name: str) -> None:
+    """Leave as the signal asks: exit code 130 for Ctrl-C, 143 for SIGTERM."""
+    log.warning(f"[Trainer] {came.name}: stopped after step {run.state.step}, kept in {run.folder / name}")
+    if came is signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + came)
+
+
+# --- after ------------------------------------------------------------------------------------------------------------
+
+
+def report(run: Run) -> None:
+    """Write training_stats.json and loss_curve.png, say what was found and what to type next."""
+    state, best = run.state, run.folder / "best"
+    assert state.best is not None
+    stats = {
+        "total_steps": state.step,
+        "epoch_losses": state.epoch_losses,
+        "val_losses": state.val_losses,
+        "best_loss": state.best["loss"],
+        "best": {**state.best, "checkpoint": str(best)},
+        "training_time": round(time.monotonic() - run.started, 3),
+        "samples": run.samples,
+        "questions": {side: len(questions) for side, questions in run.questions.items()},
+        "truncated_chains": run.truncated,
+        "skipped_files": run.skipped_files,
+    }
+    files.save_json(stats, run.folder / "training_stats.json")
+    # A run shorter than --logging_steps has logged no step: its curve is that of the epochs.
+    logged = any("loss" in entry for entry in run.entries)
+    curve = run.entries if logged else [{**entry, "loss": entry["train_loss"]} for entry in run.entries]
+    try:
+        plots.loss_curve(curve, run.folder / "loss_curve.png")
+    except plots.NoMatplotlib as missing:
+        log.warning(f"[Trainer] No loss_curve.png: {missing}")
+    first, last = state.epoch_losses[0], state.epoch_losses[-1]
+    if len(state.epoch_losses) > 1 and last >= first:
+        look = f"look at the data (cat {run.options.data_dir}/*_metadata.json: 100 samples or more, scores that differ)"
+        tries = f"Try another --learning_rate (1e-5 or 5e-5), {look}, or try --pooling_strategy last or max."
+        log.warning(f"[Trainer] The loss did not fall: {first:.4f} in the first epoch, {last:.4f} in the last. {tries}")
+    log.info(f"[Trainer] Best checkpoint: {best} ({state.best['by']} loss {state.best['loss']:.4f})")
+    log.info(f"[Trainer] Next: latent-prm evaluate --checkpoint {best} --data_dir prm_data_test")
+
+
+def out_of_memory(o: TrainOptions) -> str:
+    """What to type: packs first, for they change nothing, then the guide's three remedies."""
+    return (
+        f"Out of memory. Lower --pack_tokens (now {o.pack_tokens}), which never changes the result. If that is not "
+        f"enough: lower --batch_size (now {o.batch_size}), raise --gradient_accumulation_steps (now "
+        f"{o.gradient_accumulation_steps}) so that their product stays, and lower --max_seq_length (now "
+        f"{o.max_seq_length})."
+    )
+
+
+def not_finite(what: str, run: Run, items: Sequence[Lesson]) -> str:
+    """Where a number was lost, and what to type."""
+    names = list(dict.fromkeys(item.tree.question_id for item in items))
+    named = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    when = f"NaN or infinite in step {run.state.step + 1}, so the run stopped before it"
+    way_out = f"Type a lower --learning_rate (now {run.options.learning_rate:g}), or look at their latents."
+    return f"The {what} is {when}. Questions: {named}. {way_out}"
+
+
+# --- small things -----------------------------------------------------------------------------------------------------
+
+
+class Terminal(logging.Handler):
+    """Log lines above the progress bar: warnings on stderr, the rest on stdout."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        tqdm.write(self.format(record), file=stream)
+        stream.flush()  # into a pipe too
+
+
+@contextmanager
+def log_lines(path: Path, level: str) -> Iterator[None]:
+    """The whole package's log lines go to the terminal and into a file; so does what ends the run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    package = logging.getLogger("latent_prm")
+    handlers, before = (Terminal(), file := logging.FileHandler(path, encoding="utf-8")), package.level
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package.setLevel(level)
+    for handler in handlers:
+        package.addHandler(handler)
+    try:
+        yield
+    except Exception as error:  # on the terminal it is said by __main__
+        file.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, str(error), (), None))
+        raise
+    finally:
+        package.setLevel(before)
+        for handler in handlers:
+            package.removeHandler(handler)
+            handler.close()
+
+
+def chance(seed: int, *what: object) -> random.Random:
+    """Chance of its own for everything that is chosen."""
+    return random.Random(f"{seed}/{'/'.join(map(str, what))}")

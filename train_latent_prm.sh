@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# STAGE 2: prm_data/*.pt → checkpoints/qwen_prm_<timestamp>/
+# Edit a line below, or type it in front:  NUM_EPOCHS=1 bash train_latent_prm.sh
+# What is not listed here goes at the end:  bash train_latent_prm.sh --context none
+set -euo pipefail
+given=$(export -p)
+
+# Data and model
+DATA_DIR="prm_data"
+OUTPUT_DIR=""                      # empty: checkpoints/qwen_prm_<timestamp>
+MODEL_PATH=""                      # the backbone; empty: Qwen/Qwen3-0.6B with CUDA, else "builtin"
+
+# Training
+NUM_EPOCHS=5
+BATCH_SIZE=4                       # labelled paths per batch
+LEARNING_RATE=2e-5
+WEIGHT_DECAY=0.01
+WARMUP_RATIO=0.1
+GRADIENT_ACCUMULATION_STEPS=4      # batches per optimizer step
+MAX_GRAD_NORM=1.0
+
+# Model
+POOLING_STRATEGY="mean"            # mean, last or max
+DROPOUT_PROB=0.1
+MAX_SEQ_LENGTH=512                 # latents of a chain that are read
+USE_PRM_SCORE=true                 # false: learn the label-free score
+
+# Logging and saving
+SAVE_STEPS=100                     # a checkpoint every so many optimizer steps
+LOGGING_STEPS=10
+LOG_LEVEL="INFO"
+
+# Device
+DEVICE="auto"                      # cuda, cpu, or auto: CUDA when there is one
+MIXED_PRECISION=true
+SEED=42
+
+eval "$given" # what was typed in front wins over the lines above
+
+if ! compgen -G "$DATA_DIR/*.pt" >/dev/null; then
+    echo "✗ ERROR: No .pt files found in $DATA_DIR" >&2
+    echo "Run \"bash collect_training_data.sh\" first, or set DATA_DIR." >&2
+    exit 1
+fi
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+python=python3
+if [[ -x $root/.venv/bin/python ]]; then python=$root/.venv/bin/python; fi
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+
+flag() { # name true|false → --name or --no-name
+    case $2 in
+    true) echo "--$1" ;;
+    false) echo "--no-$1" ;;
+    *) echo "✗ ERROR: $1 is \"$2\": type true or false." >&2 && return 2 ;;
+    esac
+}
+use_prm_score=$(flag use_prm_score "$USE_PRM_SCORE")
+mixed_precision=$(flag mixed_precision "$MIXED_PRECISION")
+
+if [[ -z $MODEL_PATH ]]; then
+    MODEL_PATH="builtin"
+    if [[ $DEVICE != cpu ]] && command -v nvidia-smi >/dev/null &&
+        "$python" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
+        MODEL_PATH="Qwen/Qwen3-0.6B"
+    fi
+    echo "MODEL_PATH is not set: $MODEL_PATH, because CUDA is $([[ $MODEL_PATH != builtin ]] || echo "not ")in use."
+fi
+if [[ -z $OUTPUT_DIR ]]; then OUTPUT_DIR="checkpoints/qwen_prm_$(date +%Y%m%d_%H%M%S)"; fi
+
+echo "Train: $MODEL_PATH on $DATA_DIR/ → $OUTPUT_DIR/"
+echo "       $NUM_EPOCHS epochs, $BATCH_SIZE × $GRADIENT_ACCUMULATION_STEPS paths a step, learning rate $LEARNING_RATE, device $DEVICE"
+"$python" -m methods.latent_prm.trainer \
+    --model_path "$MODEL_PATH" \
+    --data_dir "$DATA_DIR" \
+    --output_dir "$OUTPUT_DIR" \
+    --num_epochs "$NUM_EPOCHS" \
+    --batch_size "$BATCH_SIZE" \
+    --learning_rate "$LEARNING_RATE" \
+    --weight_decay "$WEIGHT_DECAY" \
+    --warmup_ratio "$WARMUP_RATIO" \
+    --gradient_accumulation_steps "$GRADIENT_ACCUMULATION_STEPS" \
+    --max_grad_norm "$MAX_GRAD_NORM" \
+    --pooling_strategy "$POOLING_STRATEGY" \
+    --dropout_prob "$DROPOUT_PROB" \
+    --max_seq_length "$MAX_SEQ_LENGTH" \
+    "$use_prm_score" \
+    --save_steps "$SAVE_STEPS" \
+    --logging_steps "$LOGGING_STEPS" \
+    --log_level "$LOG_LEVEL" \
+    --device "$DEVICE" \
+    "$mixed_precision" \
+    --seed "$SEED" \
+    "$@"
+
+echo
+echo "Written: $OUTPUT_DIR/best (use this one), final, epoch_N, checkpoint-N, training.log, training_stats.json"
+echo "Next:    SPLIT=test OUTPUT_DIR=prm_data_test bash collect_training_data.sh"
+echo "         CHECKPOINT=$OUTPUT_DIR/best bash evaluate_latent_prm.sh"
