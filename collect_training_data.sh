@@ -17,7 +17,7 @@ NUM_PATHS=16                       # noisy paths per question
 LATENT_STEPS=""                    # latents per path; empty: the reasoner's own
 NOISE=""                           # relative Gaussian noise; empty: the reasoner's own
 TEMPERATURE=0.0                    # of the decoded answer
-BATCH_SIZE=64                      # questions grown together
+BATCH_SIZE=""                      # questions grown together; empty: as many as memory holds easily
 
 # Device
 DEVICE="auto"                      # cuda, cpu or auto
@@ -49,9 +49,10 @@ if [[ -z $TASK ]]; then
 fi
 
 options=(--model_path "$MODEL_PATH" --task "$TASK" --split "$SPLIT" --max_samples "$MAX_SAMPLES"
-    --output_dir "$OUTPUT_DIR" --num_paths "$NUM_PATHS" --temperature "$TEMPERATURE" --batch_size "$BATCH_SIZE"
+    --output_dir "$OUTPUT_DIR" --num_paths "$NUM_PATHS" --temperature "$TEMPERATURE"
     --device "$DEVICE" --seed "$SEED")
 if [[ -n $LATENT_STEPS ]]; then options+=(--latent_steps "$LATENT_STEPS"); fi
+if [[ -n $BATCH_SIZE ]]; then options+=(--batch_size "$BATCH_SIZE"); fi
 if [[ -n $NOISE ]]; then options+=(--noise "$NOISE"); fi
 
 echo "Collect: $MAX_SAMPLES questions of $TASK ($SPLIT), $NUM_PATHS paths each, by $MODEL_PATH → $OUTPUT_DIR/"

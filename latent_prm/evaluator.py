@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from latent_prm.files import load_json, save_json
-from latent_prm.metrics import METHODS, MOST_SUBSETS, Comparison, Interval, Pool, compare
+from latent_prm.metrics import CHOSEN, METHODS, MOST_SUBSETS, Comparison, Interval, Method, Pool, compare
 from latent_prm.model import QwenLatentPRM
 from latent_prm.options import BUILTIN, EvaluateOptions
 from latent_prm.plots import LABELS, NoMatplotlib, accuracy_curve, calibration_curve
@@ -52,23 +52,30 @@ class Evaluation:
 
 
 def main(options: EvaluateOptions) -> Evaluation:
-    """Run the stage: load, score, compare, show, save.
+    """Run the stage: measure, show, save.
 
     Raises ValueError (or one of its kin) in plain words: no shard, no unseen question, latents of another width.
     """
+    logging.basicConfig(format="[Evaluator] %(message)s")
     started = time.time()
+    evaluation, bad_files = measure(options)
+    print_evaluation(evaluation)
+    facts = {"options": asdict(options), "bad_files": bad_files, "seconds": round(time.time() - started, 1)}
+    save(evaluation, output_folder(options), facts)
+    return evaluation
+
+
+def measure(options: EvaluateOptions) -> tuple[Evaluation, list[str]]:
+    """Load, score and compare; also the files that were left out, in words. Raises as `main`."""
     checkpoint = checkpoint_folder(options)
     bad_files: list[str] = []
     trees, seen = unseen(load_trees(options.data_dir, options.skip_bad_files, bad_files), checkpoint)
     model = QwenLatentPRM.from_pretrained(checkpoint, device=pick_device(options.device))
     check_width(model, trees[0], options)
-    scores = model.score_trees(trees, context=options.context == "question", pack_tokens=options.pack_tokens)
+    context = None if options.context is None else options.context == "question"
+    scores = model.score_trees(trees, context=context, pack_tokens=options.pack_tokens)
     skipped = {"seen in training": seen}
-    evaluation = evaluate(trees, scores, num_bootstrap=options.num_bootstrap, seed=options.seed, skipped=skipped)
-    print_evaluation(evaluation)
-    facts = {"options": asdict(options), "bad_files": bad_files, "seconds": round(time.time() - started, 1)}
-    save(evaluation, output_folder(options), facts)
-    return evaluation
+    return evaluate(trees, scores, num_bootstrap=options.num_bootstrap, seed=options.seed, skipped=skipped), bad_files
 
 
 def evaluate(
@@ -166,18 +173,27 @@ def check_width(model: QwenLatentPRM, tree: ReasoningTree, options: EvaluateOpti
 # --- showing --------------------------------------------------------------------------------------------------------
 
 
-def print_evaluation(evaluation: Evaluation, title: str = "", console: Console | None = None) -> None:
-    """Print, per task and for all together: every method's accuracy, the PRM's gains, and what is true in words."""
+def print_evaluation(evaluations: Evaluation | dict[str, Evaluation], console: Console | None = None) -> None:
+    """Print, per task and for all together: every method's accuracy, the PRM's gains, and what is true in words.
+
+    Several evaluations, by the name of their PRM, of the same paths share their tables.
+    """
     console = console or Console(highlight=False, markup=False)
-    for name, comparison in evaluation.comparisons.items():
+    if isinstance(evaluations, Evaluation):
+        evaluations = {"PRM": evaluations}
+    first = next(iter(evaluations.values()))
+    for name in first.comparisons:
+        by_prm = {prm: evaluation.comparisons[name] for prm, evaluation in evaluations.items()}
         console.print()
-        console.print(_accuracy_table(comparison, f"{title}: {name}" if title else name))
+        console.print(_accuracy_table(by_prm, name))
         console.print()
-        console.print(_gain_table(comparison))
+        console.print(_gain_table(by_prm))
         console.print()
-        for line in (*_about_scores(comparison), *_remarks(comparison), *verdict(comparison)):
-            console.print(line)
-    for reason, count in evaluation.skipped.items():
+        for prm, comparison in by_prm.items():
+            heading = [f"{prm}:"] if len(by_prm) > 1 else []
+            for line in (*heading, *_about_scores(comparison), *_remarks(comparison), *verdict(comparison, prm)):
+                console.print(line)
+    for reason, count in first.skipped.items():
         if count:
             console.print(f"Questions left out ({reason}): {count}")
 
@@ -191,26 +207,35 @@ def _table(title: str, first: str, columns: Iterable[str]) -> Table:
     return table
 
 
-def _accuracy_table(comparison: Comparison, title: str) -> Table:
-    sizes = comparison.table_sizes
-    questions = f"{comparison.num_questions} questions"
-    title = f"{title}: {questions}, answered right, % [95 % interval over questions]"
+def _accuracy_table(by_prm: dict[str, Comparison], title: str) -> Table:
+    first = next(iter(by_prm.values()))
+    sizes = first.table_sizes
+    title = f"{title}: {first.num_questions} questions, answered right, % [95 % interval over questions]"
     table = _table(title, "chosen by", [f"N = {size}" for size in sizes])
     for method in METHODS:
-        if method in comparison.accuracy:
-            table.add_row(LABELS[method], *(_per_cent(comparison.accuracy[method][size]) for size in sizes))
+        for prm, comparison in by_prm.items() if method in CHOSEN else [("", first)]:
+            if method in comparison.accuracy:
+                shown = (_per_cent(comparison.accuracy[method][size]) for size in sizes)
+                table.add_row(_label(method, prm), *shown)
     return table
 
 
-def _gain_table(comparison: Comparison) -> Table:
-    rivals = list(next(iter(comparison.differences.values())))
+def _gain_table(by_prm: dict[str, Comparison]) -> Table:
+    first = next(iter(by_prm.values()))
+    rivals = list(next(iter(first.differences.values())))
     columns = [*(f"over {LABELS[rival]}" for rival in rivals), "gap recovered"]
-    table = _table("", f"gain at N = {comparison.num_paths}", columns)
-    for method, by_rival in comparison.differences.items():
-        gap = comparison.gap_recovered[method]
-        share = "no gap" if gap is None else f"{100 * gap:.0f} %"
-        table.add_row(LABELS[method], *(_per_cent(interval, "+") for interval in by_rival.values()), share)
+    table = _table("", f"gain at N = {first.num_paths}", columns)
+    for method in CHOSEN:
+        for prm, comparison in by_prm.items():
+            gap = comparison.gap_recovered[method]
+            share = "no gap" if gap is None else f"{100 * gap:.0f} %"
+            gains = (_per_cent(interval, "+") for interval in comparison.differences[method].values())
+            table.add_row(_label(method, prm), *gains, share)
     return table
+
+
+def _label(method: Method, prm: str) -> str:
+    return LABELS[method].replace("PRM", prm) if prm else LABELS[method]
 
 
 def _per_cent(interval: Interval, sign: str = "") -> str:
@@ -242,7 +267,7 @@ def _remarks(comparison: Comparison) -> list[str]:
     return lines
 
 
-def verdict(comparison: Comparison) -> list[str]:
+def verdict(comparison: Comparison, prm: str = "PRM") -> list[str]:
     """In words, a sentence per way of listening to the PRM: whether it beats majority and the noise-free path.
 
     It beats a rival when the whole interval of the paired difference lies above zero.
@@ -250,7 +275,7 @@ def verdict(comparison: Comparison) -> list[str]:
     sentences = []
     for method, by_rival in comparison.differences.items():
         said = [f"{_outcome(interval)} the {LABELS[rival]}" for rival, interval in by_rival.items()]
-        sentences.append(f"With {comparison.num_paths} paths, {LABELS[method]} {' and '.join(said)}.")
+        sentences.append(f"With {comparison.num_paths} paths, {_label(method, prm)} {' and '.join(said)}.")
     return sentences
 
 

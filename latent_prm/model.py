@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from latent_prm import files
-from latent_prm.options import Context
+from latent_prm.demo import prm_folder
+from latent_prm.options import BUILTIN, Context
 from latent_prm.packing import PackedBatch, pack
 from latent_prm.tree import Path as LatentPath
 from latent_prm.tree import ReasoningTree
@@ -109,11 +110,11 @@ class QwenLatentPRM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, checkpoint: str | Path, *, device: str | torch.device = "cpu") -> QwenLatentPRM:
-        """The model of a checkpoint folder, ready to score. Needs nothing but the folder.
+        """The model of a checkpoint folder (or of ``"builtin"``), ready to score. Needs nothing but the folder.
 
         Raises ``files.BadFile`` when the folder is not a checkpoint or is damaged.
         """
-        folder = Path(checkpoint)
+        folder = prm_folder() if checkpoint == BUILTIN else Path(checkpoint)
         for name in ("config.json", "pytorch_model.bin"):
             if not (folder / name).is_file():
                 raise files.BadFile(

@@ -153,8 +153,8 @@ class EvaluateOptions:
     """Where evaluation.json and the pictures go. Left out: <checkpoint>/evaluation, or reports for the built-in PRM."""
     num_bootstrap: int = 2000
     """Resamplings of the questions behind each interval."""
-    context: Context = "question"
-    """What the model reads before the latents: the question's text, or nothing."""
+    context: Context | None = None
+    """What the model reads before the latents: the question's text, or nothing. Left out: as it was trained."""
     seed: int = 42
     """Fixes the bootstrap."""
     device: Device = "auto"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from latent_prm.demo import reasoner_folder
 from latent_prm.options import BUILTIN
 from latent_prm.prompts import solo_prompt
 from latent_prm.tasks import Question, Task
@@ -51,12 +53,10 @@ def pick_device(device: str) -> torch.device:
     return where
 
 
-def find_folder(model_path: str) -> str:
+def find_folder(model_path: str, builtin: Callable[[], Path] = reasoner_folder) -> str:
     """The folder or hub name behind a ``--model_path``. Raises ValueError for a local path that holds no model."""
     if model_path == BUILTIN:
-        from latent_prm.demo import reasoner_folder
-
-        return str(reasoner_folder())
+        return str(builtin())
     folder = Path(model_path).expanduser()
     looks_local = model_path.startswith((".", "/", "~")) or model_path.count("/") > 1 or folder.exists()
     if looks_local and not (folder / "config.json").is_file():

@@ -34,7 +34,7 @@ class Choice(NamedTuple):
     share: float
     """The value's share of all weight: of the paths for a vote, else of their predicted scores."""
     index: int
-    """The best-scored of the paths that gave it (the first of equals)."""
+    """The best-scored of the paths that gave it (the first of equals): its place in what was chosen from."""
 
 
 def candidates(tree: ReasoningTree, scores: Float[Tensor, " P"]) -> Candidates:
@@ -57,7 +57,17 @@ def shares(values: Sequence[str], weights: Sequence[float]) -> dict[str, float]:
     return found
 
 
-def choose(values: Sequence[str], scores: Sequence[float], how: How) -> Choice:
+def choose(tree: ReasoningTree, scores: Float[Tensor, " P"], how: How = "weighted_vote") -> Choice:
+    """The answer that a tree's noisy paths give together, by the predicted scores of all its paths.
+
+    Raises ValueError when no noisy path decoded an answer.
+    """
+    found = candidates(tree, scores)
+    choice = choose_among(found.values, found.scores, how)
+    return choice._replace(index=found.paths[choice.index])
+
+
+def choose_among(values: Sequence[str], scores: Sequence[float], how: How) -> Choice:
     """The answer that one question's paths give together.
 
     ``values`` are answers in canonical form and ``scores`` predicted probabilities, one of each per path. ``""`` (no

@@ -96,7 +96,7 @@ def write_shard(
     mark = {"format": FORMAT, "data_file": path.name, "sha256": sha256, "size": path.stat().st_size}
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    counted = mark | _counts(columns) | _outcomes(trees)  # nothing that a caller says may contradict it
+    counted = mark | _counts(columns) | outcomes(trees)  # nothing that a caller says may contradict it
     files.save_json(mark | {"created": now, "versions": versions} | facts | counted, metadata_path(path))
     return path
 

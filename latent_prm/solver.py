@@ -5,8 +5,6 @@ latent-prm solve "Ann has 12 apples. She buys 5 more. How many apples does Ann h
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from jaxtyping import Float
 from rich import box
 from rich.console import Console
@@ -15,7 +13,7 @@ from rich.text import Text
 from torch import Tensor
 
 from latent_prm.model import QwenLatentPRM
-from latent_prm.options import BUILTIN, SolveOptions
+from latent_prm.options import SolveOptions
 from latent_prm.reasoner import Reasoner, pick_device
 from latent_prm.selector import Choice, candidates, choose, shares
 from latent_prm.tasks import BUILT_IN, Question, load_task
@@ -31,20 +29,14 @@ def main(options: SolveOptions) -> Choice:
     model = load_prm(options, reasoner)
     tree = grow(options, reasoner)
     scores = model.score_trees([tree])[0]
-    found = candidates(tree, scores)
-    choice = choose(found.values, found.scores, "weighted_vote")
+    choice = choose(tree, scores)
     print_vote(tree, scores, choice)
     return choice
 
 
 def load_prm(options: SolveOptions, reasoner: Reasoner) -> QwenLatentPRM:
     """The PRM of the checkpoint. Raises ValueError when it cannot read this reasoner's latents."""
-    folder = Path(options.checkpoint)
-    if options.checkpoint == BUILTIN:
-        from latent_prm.demo import prm_folder
-
-        folder = prm_folder()
-    model = QwenLatentPRM.from_pretrained(folder, device=pick_device(options.device))
+    model = QwenLatentPRM.from_pretrained(options.checkpoint, device=pick_device(options.device))
     if model.latent_dim != reasoner.latent_dim:
         raise ValueError(
             f"The reasoner {options.model_path} thinks in latents {reasoner.latent_dim} wide, but the PRM in "

@@ -171,13 +171,12 @@ class SearchProblem:
         )
 
 
-def draw_search(rng: random.Random, count: int | None = None) -> tuple[SearchProblem, list[int]]:
-    """A random search problem of 3 to 5 moves (or of as many as given) that can be solved, and one way to solve it."""
-    wanted = count
+def draw_search(rng: random.Random) -> tuple[SearchProblem, list[int]]:
+    """A random search problem of 2 to 4 moves that can be solved, and one way to solve it."""
     while True:
-        start, count = rng.randint(2, 40), wanted or rng.randint(3, 5)
-        up = rng.sample(range(2, 20), 3)
-        moves = [("+", up[0]), ("+", up[1]), ("-", rng.randint(2, 19)), rng.choice([("*", 2), ("+", up[2])])]
+        start, count = rng.randint(2, 40), rng.randint(2, 4)
+        up = rng.sample(range(2, 20), 2)
+        moves = [("+", up[0]), ("-", rng.randint(2, 19)), rng.choice([("*", 2), ("+", up[1])])]
         rng.shuffle(moves)
         problem, way = SearchProblem(start, tuple(moves), 0, count), [start]
         for _ in range(count):

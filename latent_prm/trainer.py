@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from latent_prm import __version__, files, plots
 from latent_prm.checkpoint import TrainingState, link_checkpoint, save_checkpoint
+from latent_prm.demo import reader_folder
 from latent_prm.losses import Lesson, mse, num_targets
 from latent_prm.model import QwenLatentPRM
 from latent_prm.options import TrainOptions
@@ -113,7 +114,8 @@ class Run:
         self.device = pick_device(options.device)
         torch.manual_seed(options.seed)
         width = trees[0].paths[0].latents.shape[1]
-        self.model = QwenLatentPRM(find_folder(options.model_path), width, options.pooling_strategy)
+        self.model = QwenLatentPRM(find_folder(options.model_path, reader_folder), width, options.pooling_strategy)
+        self.model.max_seq_length, self.model.context = options.max_seq_length, options.context
         self.model.dropout = self.dropout = PathDropout(options.dropout_prob)
         self.model.to(self.device).train()
         if options.context == "question":
@@ -320,7 +322,7 @@ def validate(run: Run) -> float:
     """Mean squared error on the validation questions. Raises ValueError when it is not finite."""
     trees, o = [item.tree for item in run.validation], run.options
     with run.autocast():
-        scores = run.model.score_trees(trees, o.context == "question", o.pack_tokens, o.max_seq_length)
+        scores = run.model.score_trees(trees, pack_tokens=o.pack_tokens)
     pairs = [(scores[i][p], target) for i, item in enumerate(run.validation) for p, target in item.targets.items()]
     loss = math.fsum((float(score) - target) ** 2 for score, target in pairs) / len(pairs)
     if not math.isfinite(loss):

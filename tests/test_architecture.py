@@ -98,7 +98,7 @@ OPTIONS = {
         save_steps=100 logging_steps=10 log_level='INFO' device='auto' mixed_precision=True seed=42 pack_tokens=16384
         skip_bad_files=False""",
     "evaluate": """
-        checkpoint data_dir output_dir=None num_bootstrap=2000 context='question' seed=42 device='auto'
+        checkpoint data_dir output_dir=None num_bootstrap=2000 context=None seed=42 device='auto'
         pack_tokens=16384 skip_bad_files=False""",
     "solve": """
         question checkpoint='builtin' model_path='builtin' task='arithmetic' num_paths=16 latent_steps=None noise=None

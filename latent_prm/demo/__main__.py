@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tyro
@@ -66,20 +66,18 @@ def main(options: DemoOptions) -> None:
 
 
 def measure(folder: Path, run: Path, test_dir: str, options: DemoOptions) -> None:
-    """Evaluate both PRMs on the same paths; the table and the pictures are the evaluator's."""
+    """Both PRMs on the same paths: one table, and pictures of each."""
     from latent_prm import evaluator
 
-    judges = {
-        "fresh": ("PRM trained just now", str(run / "best")),
-        "shipped": ("PRM that comes with the package (same recipe, many more paths)", "builtin"),
-    }
-    for name, (title, checkpoint) in judges.items():
-        say(title)
-        evaluator.main(
-            EvaluateOptions(
-                checkpoint=checkpoint, data_dir=test_dir, output_dir=str(folder / f"evaluation_{name}"), seed=options.seed
-            )
-        )
+    found = {}
+    for name, checkpoint in {"fresh PRM": str(run / "best"), "shipped PRM": "builtin"}.items():
+        asked = EvaluateOptions(checkpoint=checkpoint, data_dir=test_dir, seed=options.seed)
+        found[name], bad_files = evaluator.measure(asked)
+        where = folder / name.replace(" ", "_")
+        evaluator.save(found[name], where, {"options": asdict(asked), "bad_files": bad_files})
+    print(f"\nfresh PRM: trained just now on {options.train_questions} questions.", end=" ")
+    print("shipped PRM: comes with the package, trained in the same way on many more.")
+    evaluator.print_evaluation(found)
 
 
 def say(line: str) -> None:

@@ -10,12 +10,10 @@ reached, which the model must come to see by itself.
 
 from __future__ import annotations
 
-import logging
 import math
 import random
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -28,11 +26,38 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from latent_prm.tasks import LARGEST, ArithmeticProblem, SearchProblem, draw_arithmetic, draw_search, split_of
 
-log = logging.getLogger(__name__)
-
 NUMBERS = LARGEST + 1
 PERIODS = (2, 3, 5, 7, 10, 11, 20, 25, 50, 100, 200, 400)
 """Word embeddings of numbers start with waves of these periods, in which adding is turning: it saves most of the training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """A run of updates with a learning rate that rises and falls."""
+
+    imagined: int = 0
+    """Updates on imagined thoughts; they come first."""
+    own: int = 0
+    """Updates on the model's own thoughts."""
+    questions: int = 64
+    """Questions to an update, two of search to one of arithmetic."""
+    paths: int = 3
+    """Thoughts to a question; of the model's own, the first has no noise."""
+    noise: float = 0.0
+    """Most noise on the model's own thoughts, relative to their root mean square."""
+    learning_rate: float
+    """Of Muon, for the matrices; embeddings and norms get a tenth of it from AdamW."""
+    warmup: int
+    """Updates until the learning rate stands."""
+    fall: float
+    """How steeply it falls: over the last 1/fall of the term."""
+    seed: int
+    """Fixes questions and noise."""
+
+    @property
+    def updates(self) -> int:
+        """All of them."""
+        return self.imagined + self.own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,26 +74,19 @@ class Recipe:
     """Latents to a thought: as many as the longest story has days."""
     factor: float = 0.5
     """The next input is this factor times the hidden state."""
-    noise: float = 0.5
-    """The noise that ``latent-prm collect`` takes by default, found on the validation split."""
-    imagined_updates: int = 800
-    """Updates on imagined thoughts."""
-    own_updates: int = 800
-    """Updates on the model's own thoughts."""
-    questions: int = 64
-    """Questions to an update, half of each task."""
-    paths: int = 3
-    """Thoughts to a question; of the model's own, one has no noise."""
+    noise: float = 0.3
+    """The noise that ``latent-prm collect`` takes by default. Found on the validation split."""
     alone: int = 2
     """Of the imagined thoughts, those whose steps do not see each other: the facts are learnt faster so."""
     stray: float = 0.5
     """Share of imagined numbers that come out of the blue."""
-    thought_noise: float = 0.6
-    """Most noise on the model's own thoughts while it learns, relative to their root mean square."""
-    learning_rate: float = 0.02
-    """Of Muon, for the matrices; embeddings and norms get a tenth of it from AdamW."""
     seed: int = 1
-    """Fixes every bit."""
+    """Fixes the untrained weights."""
+    terms: tuple[Term, ...] = (
+        Term(imagined=800, own=1000, noise=0.6, learning_rate=0.02, warmup=50, fall=1.7, seed=1),
+        Term(own=500, questions=96, paths=1, learning_rate=0.012, warmup=30, fall=1.5, seed=77),
+    )
+    """The second one, without noise, is what lets a majority of noisy paths be as good as the noise-free one."""
 
 
 # --- the pupil -----------------------------------------------------------------------------------------------------
@@ -110,6 +128,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForC
             "latent_steps": recipe.latent_steps,
             "noise": recipe.noise,
             "max_new_tokens": recipe.latent_steps,
+            "recipe": {name: value for name, value in asdict(recipe).items() if name != "output_dir"},
         },
     )
     model = Qwen3ForCausalLM(config)
@@ -146,7 +165,7 @@ class Lesson:
         read = tokenizer([problem.text for problem in problems], return_tensors="pt", padding=True)
         count = [len(p.operations) if isinstance(p, ArithmeticProblem) else p.count for p in problems]
         goal = torch.tensor([p.values[-1] if isinstance(p, ArithmeticProblem) else p.target for p in problems])
-        onward = torch.full((len(problems), steps, NUMBERS, 4), -1)
+        onward = torch.full((len(problems), steps, NUMBERS, 3), -1)
         for b, problem in enumerate(problems):
             if isinstance(problem, ArithmeticProblem):
                 for t, operation in enumerate(problem.operations):
@@ -195,10 +214,10 @@ def _carried(sign: str, number: int) -> Int[Tensor, "V"]:
 
 
 def draw_problems(rng: random.Random, count: int) -> list[ArithmeticProblem | SearchProblem]:
-    """Problems of the training split, half of each task."""
+    """Problems of the training split, two of search to one of arithmetic, which is learnt sooner."""
     problems: list[ArithmeticProblem | SearchProblem] = []
     while len(problems) < count:
-        problem = draw_arithmetic(rng) if len(problems) % 2 else draw_search(rng)[0]
+        problem = draw_search(rng)[0] if len(problems) % 3 else draw_arithmetic(rng)
         if split_of(problem.text) == "train":
             problems.append(problem)
     return problems
@@ -240,10 +259,10 @@ def missed(logits: Float[Tensor, "*B V"], allowed: Bool[Tensor, "*B W"]) -> Floa
 
 
 def imagine(
-    model: Qwen3ForCausalLM, lesson: Lesson, recipe: Recipe, generator: torch.Generator
+    model: Qwen3ForCausalLM, lesson: Lesson, recipe: Recipe, term: Term, generator: torch.Generator
 ) -> tuple[Float[Tensor, "B K T D"], Int[Tensor, "B K T"]]:
     """Thoughts made up of word embeddings: allowed steps, and every now and then a number out of the blue."""
-    shape = (len(lesson.ids), recipe.paths)
+    shape = (len(lesson.ids), term.paths)
     value, thought = lesson.start[:, None].expand(shape), []
     for t in range(recipe.latent_steps):
         chances = lesson.allowed(torch.full(shape, t), value).float() * torch.rand(*shape, NUMBERS, generator=generator)
@@ -256,17 +275,17 @@ def imagine(
 
 @torch.no_grad()
 def think(
-    model: Qwen3ForCausalLM, lesson: Lesson, recipe: Recipe, generator: torch.Generator
+    model: Qwen3ForCausalLM, lesson: Lesson, recipe: Recipe, term: Term, generator: torch.Generator
 ) -> tuple[Float[Tensor, "B K T D"], Int[Tensor, "B K T"]]:
     """The model's own thoughts as fed, noise and all, and the numbers that they say."""
-    B, K = len(lesson.ids), recipe.paths
+    B, K = len(lesson.ids), term.paths
     mask = lesson.real.long()
     place = (mask.cumsum(1) - 1).clamp_min(0)
     out = model.model(input_ids=lesson.ids, attention_mask=mask, position_ids=place, use_cache=True)
     cache, hidden = out.past_key_values, out.last_hidden_state[:, -1].repeat_interleave(K, 0)
     cache.batch_repeat_interleave(K)
     mask, place = mask.repeat_interleave(K, 0), place[:, -1:].repeat_interleave(K, 0)
-    noise = torch.rand(B, K, generator=generator) * recipe.thought_noise
+    noise = torch.rand(B, K, generator=generator) * term.noise
     noise[:, 0] = 0
     fed = []
     for _ in range(recipe.latent_steps):
@@ -309,49 +328,62 @@ def lesson_loss(
 
 def train(recipe: Recipe) -> Qwen3ForCausalLM:
     """Teach a reasoner and write its folder."""
-    torch.manual_seed(recipe.seed)
+    torch.set_num_threads(2)  # another number adds up in another order
     torch.use_deterministic_algorithms(True)
-    rng, generator = random.Random(recipe.seed), torch.Generator().manual_seed(recipe.seed)
+    torch.manual_seed(recipe.seed)
     tokenizer = build_tokenizer()
     model = build_model(recipe, tokenizer)
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    rate, updates = recipe.learning_rate, recipe.imagined_updates + recipe.own_updates
-    optimizers = [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=rate / 10, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
-    ]
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda i: min(1.0, (i + 1) / 50, 0.02 + 1.7 * (1 - i / updates)))
-        for o in optimizers
-    ]
-    running, began = 0.0, time.time()
-    bar = trange(updates, desc="teaching")
+    for number, term in enumerate(recipe.terms, 1):
+        teach(model, tokenizer, recipe, term, f"term {number} of {len(recipe.terms)}")
+    model.save_pretrained(recipe.output_dir)
+    tokenizer.save_pretrained(recipe.output_dir)
+    return model
+
+
+def teach(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, term: Term, name: str) -> None:
+    """One term. It starts with fresh optimizers and chance, so that it depends on the weights and its seed alone."""
+    rng, generator = random.Random(term.seed), torch.Generator().manual_seed(term.seed)
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    optimizers = build_optimizers(model, term)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: rate(term, i)) for optimizer in optimizers]
+    bar = trange(term.updates, desc=name)
     for update in bar:
-        lesson = Lesson.of(draw_problems(rng, recipe.questions), tokenizer, recipe.latent_steps)
-        imagined = update < recipe.imagined_updates
-        latents, thought = (imagine if imagined else think)(model, lesson, recipe, generator)
-        answers = lesson.answers(thought, tokenizer.eos_token_id, tokenizer.pad_token_id)
-        alone = recipe.alone if imagined else 0
-        loss = lesson_loss(model, lesson, latents, thought, answers, tokenizer.pad_token_id, alone)
+        lesson = Lesson.of(draw_problems(rng, term.questions), tokenizer, recipe.latent_steps)
+        imagined = update < term.imagined
+        latents, thought = (imagine if imagined else think)(model, lesson, recipe, term, generator)
+        answers = lesson.answers(thought, eos, pad)
+        loss = lesson_loss(model, lesson, latents, thought, answers, pad, recipe.alone if imagined else 0)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-        running = loss.item() if update in (0, recipe.imagined_updates) else 0.98 * running + 0.02 * loss.item()
-        bar.set_postfix(loss=f"{running:.3f}")
-        if (update + 1) % 100 == 0:
-            model.save_pretrained(f"{recipe.output_dir}-part")
-            log.info("update %d: loss %.3f, %.0f s", update + 1, running, time.time() - began)
-    model.save_pretrained(recipe.output_dir)
-    tokenizer.save_pretrained(recipe.output_dir)
-    return model
+        if update % 10 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def build_optimizers(model: Qwen3ForCausalLM, term: Term) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices, AdamW for embeddings and norms."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=term.learning_rate, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=term.learning_rate / 10, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
+
+
+def rate(term: Term, update: int) -> float:
+    """The share of the learning rate at an update: up, level, and down to 2 %."""
+    return min(1.0, (update + 1) / term.warmup, 0.02 + term.fall * (1 - update / term.updates))
 
 
 if __name__ == "__main__":
     import tyro
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train(tyro.cli(Recipe))
+    from latent_prm.demo import card
+
+    found = tyro.cli(Recipe)
+    train(found)
+    if found.output_dir == Recipe.output_dir:
+        card.main()

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# How the built-in PRM was made: the two commands of the guide, on many more paths than the demo has minutes for.
+# bash latent_prm/demo/prm.sh    (from the project's folder; about PRM_MINUTES minutes on two cores)
+set -euo pipefail
+scratch=${1:-prm_builtin}                 # a folder for the data and the run; it can be deleted afterwards
+python=python3
+if [[ -x .venv/bin/python ]]; then python=.venv/bin/python; fi
+
+"$python" -m latent_prm collect --task arithmetic,search --max_samples 12000 --seed 7 --output_dir "$scratch/prm_data"
+"$python" -m latent_prm train --data_dir "$scratch/prm_data" --output_dir "$scratch/run" \
+    --num_epochs 2 --batch_size 64 --learning_rate 5e-4 --no-mixed_precision --pooling_strategy last \
+    --val_size 0.05 --save_steps 100000 --logging_steps 50
+
+# What scoring needs, without the optimizer.
+mkdir -p latent_prm/demo/prm
+for file in pytorch_model.bin config.json tokenizer.json tokenizer_config.json questions.json training_state.json; do
+    cp "$scratch/run/best/$file" latent_prm/demo/prm/
+done

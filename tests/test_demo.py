@@ -1,0 +1,117 @@
+"""What comes with the package: the built-in reasoner, its PRM, the recipe that made it, and the demo."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from latent_prm.demo import prm_folder, reasoner_folder
+from latent_prm.demo.recipe import Lesson, Recipe, Term, build_model, build_tokenizer, draw_problems, train
+from latent_prm.model import QwenLatentPRM
+from latent_prm.reasoner import Reasoner
+from latent_prm.shards import outcomes
+from latent_prm.tasks import SearchProblem, draw_search, load_task
+
+
+def test_the_built_in_reasoner_is_an_ordinary_folder() -> None:
+    model = AutoModelForCausalLM.from_pretrained(reasoner_folder())
+    tokenizer = AutoTokenizer.from_pretrained(reasoner_folder())
+    assert type(model).__name__ == "Qwen3ForCausalLM"
+    assert sum(p.numel() for p in model.parameters()) < 3_000_000
+    assert model.config.latent_prm["latent_map"]["factor"] > 0
+    assert tokenizer.decode(tokenizer("Ann has 12 apples.")["input_ids"]) == "Ann has 12 apples ."
+    assert tokenizer.convert_ids_to_tokens(list(range(100))) == [str(n) for n in range(100)]
+
+
+def test_its_vocabulary_covers_every_question() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(reasoner_folder())
+    texts = [q.text for split in ("train", "validation", "test") for q in load_task("arithmetic,search").questions(split, 3, 200)]
+    assert tokenizer.unk_token_id not in {token for ids in tokenizer(texts)["input_ids"] for token in ids}
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "search"])
+def test_it_is_fallible_and_its_paths_are_worth_choosing_from(name: str) -> None:
+    task, reasoner = load_task(name), Reasoner.from_pretrained("builtin", device="cpu")
+    accuracy = outcomes(reasoner.grow(task.questions("test", 0, 300), task))["accuracy"]
+    margin = 0.06  # two standard errors of 300 questions; the card's 1,500 have the exact figures
+    assert 0.3 - margin < accuracy["noise_free"] < 0.7 + margin
+    assert accuracy["majority"] > accuracy["noise_free"] - margin
+    assert accuracy["any_path"] > max(accuracy["noise_free"], accuracy["majority"]) + 0.15 - margin
+
+
+def test_the_card_says_what_the_issue_of_the_recipe_was() -> None:
+    card = (reasoner_folder() / "README.md").read_text(encoding="utf-8")
+    recipe = json.loads((reasoner_folder() / "config.json").read_text())["latent_prm"]["recipe"]
+    assert json.loads(re.search(r"```json\n(.*?)```", card, re.S)[1]) == recipe  # type: ignore[index]
+    assert "### arithmetic" in card and "### search" in card
+
+
+def test_the_shipped_prm_scores_the_built_in_reasoners_paths() -> None:
+    task, reasoner = load_task("arithmetic,search"), Reasoner.from_pretrained("builtin", device="cpu")
+    tree = reasoner.grow(task.questions("test", 1, 1), task)[0]
+    scores = QwenLatentPRM.from_pretrained(prm_folder()).score_trees([tree])[0]
+    assert scores.shape == (len(tree.paths),) and ((scores >= 0) & (scores <= 1)).all()
+
+
+def test_a_lesson_allows_exactly_the_hopeful_moves() -> None:
+    problem = SearchProblem(7, (("+", 3), ("*", 2), ("-", 5)), 15, 3)
+    lesson = Lesson.of([problem], build_tokenizer(), 6)
+
+    def allowed(step: int, value: int) -> list[int]:
+        found = lesson.allowed(torch.tensor([[step]]), torch.tensor([[value]]))
+        return found[0, 0].nonzero()[:, 0].tolist()
+
+    assert allowed(0, 7) == [2, 10, 14]  # 2: ×2 +… no; see below, by brute force
+    hopeful = [v for v in problem.next_values(7) if any(problem.reaches([v, w, 15]) for w in problem.next_values(v))]
+    assert allowed(0, 7) == sorted(hopeful)
+    assert allowed(2, 20) == [15]
+    assert allowed(2, 40) == [35, 43, 80]  # no way to 15: any move
+    assert allowed(3, 15) == [15]  # through: the number stays
+
+
+def test_every_problem_of_a_lesson_is_of_the_training_split() -> None:
+    import random
+
+    from latent_prm.tasks import split_of
+
+    assert {split_of(problem.text) for problem in draw_problems(random.Random(0), 60)} == {"train"}
+    assert draw_search(random.Random(0)) == draw_search(random.Random(0))
+
+
+def test_the_recipe_makes_the_same_bits_twice_and_learns(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    digests = []
+    try:
+        for run in ("a", "b"):
+            terms = (
+                Term(imagined=3, own=2, questions=6, noise=0.5, learning_rate=0.02, warmup=2, fall=1.7, seed=1),
+                Term(own=2, questions=6, paths=1, learning_rate=0.01, warmup=1, fall=1.5, seed=2),
+            )
+            train(Recipe(output_dir=str(tmp_path / run), terms=terms))
+            digests.append(hashlib.sha256((tmp_path / run / "model.safetensors").read_bytes()).hexdigest())
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(False)
+    assert digests[0] == digests[1]
+    untrained = build_model(Recipe(), build_tokenizer()).state_dict()
+    taught = AutoModelForCausalLM.from_pretrained(tmp_path / "a").state_dict()
+    assert any(not torch.equal(untrained[name], taught[name]) for name in untrained)
+
+
+@pytest.mark.slow
+def test_the_demo_runs_and_says_what_is_true(tmp_path: Path) -> None:
+    options = ["--output_dir", str(tmp_path / "demo"), "--train_questions", "60", "--test_questions", "30", "--num_epochs", "1"]
+    done = subprocess.run([sys.executable, "-m", "latent_prm.demo", *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for line in ("noise-free path", "majority", "PRM best", "PRM-weighted vote", "oracle", "AUROC within questions"):
+        assert line in done.stdout
+    for picture in ("qwen_prm/loss_curve.png", "fresh_PRM/accuracy.png", "shipped_PRM/accuracy.png"):
+        assert (tmp_path / "demo" / picture).read_bytes().startswith(b"\x89PNG")
