@@ -1,4 +1,4 @@
-"""The full Qwen3-0.6B shape on this machine: collect real questions, train two optimizer steps, print times and peak memory.
+"""The full Qwen3-0.6B shape on this machine: collect, train two optimizer steps, print times and peak memory.
 
     python benchmarks/full_shape.py --questions path/to/gsm8k/train.jsonl
 

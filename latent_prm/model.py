@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from latent_prm import files
-from latent_prm.demo import prm_folder
+from latent_prm.demo import prm_folder, reader_folder
 from latent_prm.options import BUILTIN, Context
 from latent_prm.packing import PackedBatch, pack
 from latent_prm.tree import Path as LatentPath
@@ -33,7 +33,7 @@ POOLINGS: tuple[str, ...] = get_args(Pooling)
 class QwenLatentPRM(nn.Module):
     """Latents (and the question's text) → backbone → pooling over the chain's latents → one bias-free linear layer.
 
-    ``model_path`` is a Hugging Face decoder (folder or hub name, Qwen3-0.6B as a rule); its parameters are float32.
+    ``model_path`` is a Hugging Face decoder (folder or hub name, Qwen3-0.6B as a rule, or ``"builtin"``); its parameters are float32.
     ``latent_dim`` is the reasoner's width D; where it differs from the backbone's H, a projection stands in front.
     Width and pooling travel in the state dict, so that ``load_state_dict`` alone restores them; ``max_seq_length`` and
     ``context`` travel in a checkpoint's config.json.
@@ -58,6 +58,7 @@ class QwenLatentPRM(nn.Module):
         if backbone is None:
             if model_path is None:
                 raise ValueError("QwenLatentPRM needs model_path: a Hugging Face folder or name, as Qwen/Qwen3-0.6B.")
+            model_path = reader_folder() if model_path == BUILTIN else model_path
             # transformers would load the checkpoint's dtype; bfloat16 parameters swallow updates of 2e-5.
             backbone = AutoModel.from_pretrained(model_path, dtype=torch.float32, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=False)

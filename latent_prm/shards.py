@@ -324,7 +324,8 @@ def _counts(data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _outcomes(trees: list[ReasoningTree]) -> dict[str, Any]:
+def outcomes(trees: list[ReasoningTree]) -> dict[str, Any]:
+    """How a set of trees came out, as in a shard's metadata: score_histogram, mixed_share and accuracy."""
     scores = [path.prm_score for tree in trees for path in tree.paths if path.prm_score is not None]
     bins = Counter(min(int(score * BINS), BINS - 1) for score in scores)
     per_tree = [_accuracy(tree) for tree in trees]

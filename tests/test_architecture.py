@@ -26,7 +26,9 @@ LAYERS = [
     {"reasoner", "model", "losses", "checkpoint", "plots"},
     {"selector"},
     {"collector", "trainer", "evaluator", "solver", "inspector"},
-    {"demo.__main__", "demo.recipe"},
+    {"demo.card"},
+    {"demo.recipe"},
+    {"demo.reader", "demo.__main__"},
 ]
 MAY_IMPORT_EACH_OTHER = LAYERS[2]
 DOORS = {"", "__main__"}  # the package itself and its command line reach every room, and only by name

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-from latent_prm.demo import prm_folder, reasoner_folder
+from latent_prm.demo import prm_folder, reader_folder, reasoner_folder
+from latent_prm.demo.reader import deepen, judge
 from latent_prm.demo.recipe import Lesson, Recipe, Term, build_model, build_tokenizer, draw_problems, train
 from latent_prm.model import QwenLatentPRM
 from latent_prm.reasoner import Reasoner
@@ -33,7 +34,11 @@ def test_the_built_in_reasoner_is_an_ordinary_folder() -> None:
 
 def test_its_vocabulary_covers_every_question() -> None:
     tokenizer = AutoTokenizer.from_pretrained(reasoner_folder())
-    texts = [q.text for split in ("train", "validation", "test") for q in load_task("arithmetic,search").questions(split, 3, 200)]
+    texts = [
+        q.text
+        for split in ("train", "validation", "test")
+        for q in load_task("arithmetic,search").questions(split, 3, 200)
+    ]
     assert tokenizer.unk_token_id not in {token for ids in tokenizer(texts)["input_ids"] for token in ids}
 
 
@@ -47,11 +52,16 @@ def test_it_is_fallible_and_its_paths_are_worth_choosing_from(name: str) -> None
     assert accuracy["any_path"] > max(accuracy["noise_free"], accuracy["majority"]) + 0.15 - margin
 
 
-def test_the_card_says_what_the_issue_of_the_recipe_was() -> None:
+def test_the_card_holds_the_recipe() -> None:
     card = (reasoner_folder() / "README.md").read_text(encoding="utf-8")
     recipe = json.loads((reasoner_folder() / "config.json").read_text())["latent_prm"]["recipe"]
     assert json.loads(re.search(r"```json\n(.*?)```", card, re.S)[1]) == recipe  # type: ignore[index]
     assert "### arithmetic" in card and "### search" in card
+
+
+def test_the_built_in_backbone_is_an_ordinary_folder_too() -> None:
+    prm = QwenLatentPRM(reader_folder())
+    assert prm.latent_dim == prm.hidden_size == 128 and prm.shares
 
 
 def test_the_shipped_prm_scores_the_built_in_reasoners_paths() -> None:
@@ -69,12 +79,31 @@ def test_a_lesson_allows_exactly_the_hopeful_moves() -> None:
         found = lesson.allowed(torch.tensor([[step]]), torch.tensor([[value]]))
         return found[0, 0].nonzero()[:, 0].tolist()
 
-    assert allowed(0, 7) == [2, 10, 14]  # 2: ×2 +… no; see below, by brute force
     hopeful = [v for v in problem.next_values(7) if any(problem.reaches([v, w, 15]) for w in problem.next_values(v))]
     assert allowed(0, 7) == sorted(hopeful)
     assert allowed(2, 20) == [15]
     assert allowed(2, 40) == [35, 43, 80]  # no way to 15: any move
     assert allowed(3, 15) == [15]  # through: the number stays
+
+
+def test_a_thought_is_sound_until_its_first_bad_step() -> None:
+    problem = SearchProblem(7, (("+", 3), ("*", 2), ("-", 5)), 15, 3)
+    lesson = Lesson.of([problem], build_tokenizer(), 6)
+    thoughts = torch.tensor([[[10, 20, 15, 15, 15, 15], [10, 21, 16, 16, 16, 16], [10, 13, 26, 26, 26, 15]]])
+    sound, step = judge(lesson, thoughts)[0].unbind(-1)
+    assert sound.int().tolist() == [[1, 1, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
+    # 10 → 21 is no move; from 21 no way leads to 15, so that any move is allowed, and 16 is one; 10 → 13 is a move, but
+    # a hopeless one while 20 was open; 13 → 26 is allowed then; 26 → 15 comes after the last move.
+    assert step.int().tolist() == [[1, 1, 1, 1, 1, 1], [1, 0, 1, 1, 1, 1], [1, 0, 1, 1, 1, 0]]
+
+
+def test_a_deepened_model_begins_close_to_the_reasoner() -> None:
+    reasoner = Qwen3ForCausalLM.from_pretrained(reasoner_folder(), dtype=torch.float32)
+    reader, ids = deepen(reasoner, 2), torch.arange(12)[None]
+    assert reader.config.num_hidden_layers == reasoner.config.num_hidden_layers + 2
+    with torch.no_grad():
+        before, after = reasoner(ids).logits.flatten(), reader(ids).logits.flatten()
+    assert torch.corrcoef(torch.stack([before, after]))[0, 1] > 0.8
 
 
 def test_every_problem_of_a_lesson_is_of_the_training_split() -> None:
@@ -108,7 +137,16 @@ def test_the_recipe_makes_the_same_bits_twice_and_learns(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_the_demo_runs_and_says_what_is_true(tmp_path: Path) -> None:
-    options = ["--output_dir", str(tmp_path / "demo"), "--train_questions", "60", "--test_questions", "30", "--num_epochs", "1"]
+    options = [
+        "--output_dir",
+        str(tmp_path / "demo"),
+        "--train_questions",
+        "60",
+        "--test_questions",
+        "30",
+        "--num_epochs",
+        "1",
+    ]
     done = subprocess.run([sys.executable, "-m", "latent_prm.demo", *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for line in ("noise-free path", "majority", "PRM best", "PRM-weighted vote", "oracle", "AUROC within questions"):

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from latent_prm import shards
-from latent_prm.demo import reasoner_folder
 from latent_prm.tree import ReasoningTree
 
 ROOT = Path(__file__).parent.parent
@@ -28,15 +27,6 @@ PARAMETERS = """num_epochs batch_size learning_rate weight_decay warmup_ratio gr
     seed model_path data_dir output_dir"""
 
 
-@pytest.fixture
-def reasoner(tiny_lm: Path) -> Path:
-    """The built-in one; where its weights have not been made yet, a tiny one that guesses."""
-    try:
-        return reasoner_folder()
-    except FileNotFoundError:
-        return tiny_lm
-
-
 def typed(line: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """What a line does in a folder: ``python`` is this one, scripts are the project's."""
     words = line.replace("bash ", f"bash {ROOT}/").split()
@@ -47,9 +37,8 @@ def typed(line: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess
     return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, encoding="utf-8", timeout=300)
 
 
-def test_collect_look_train_load_and_predict(tmp_path: Path, reasoner: Path, tiny_lm: Path) -> None:
-    model_path = str(reasoner) if reasoner == tiny_lm else "builtin"
-    collected = typed("bash collect_training_data.sh", tmp_path, MODEL_PATH=model_path, **COLLECT)
+def test_collect_look_train_load_and_predict(tmp_path: Path) -> None:
+    collected = typed("bash collect_training_data.sh", tmp_path, MODEL_PATH="builtin", **COLLECT)
     assert collected.returncode == 0, collected.stderr
     listed = typed("ls prm_data/", tmp_path).stdout.split()
     data = [name for name in listed if name.endswith(".pt")]
@@ -57,7 +46,7 @@ def test_collect_look_train_load_and_predict(tmp_path: Path, reasoner: Path, tin
         name.replace(".pt", "_metadata.json") for name in data
     ]
 
-    trained = typed("bash train_latent_prm.sh", tmp_path, MODEL_PATH=model_path, **TRAIN, **SMALLER)
+    trained = typed("bash train_latent_prm.sh", tmp_path, MODEL_PATH="builtin", **TRAIN, **SMALLER)
     assert trained.returncode == 0, trained.stderr
     (run,) = tmp_path.glob("checkpoints/qwen_prm_*")
     assert re.fullmatch(r"qwen_prm_\d{8}_\d{6}", run.name)
@@ -76,7 +65,7 @@ def test_collect_look_train_load_and_predict(tmp_path: Path, reasoner: Path, tin
     from methods.latent_prm import QwenLatentPRM
 
     checkpoint_path = f"{run}/best"
-    model = QwenLatentPRM(model_path=str(reasoner))
+    model = QwenLatentPRM(model_path="builtin")
     model.load_state_dict(torch.load(f"{checkpoint_path}/pytorch_model.bin"))
     model.eval()
     model.to("cpu")

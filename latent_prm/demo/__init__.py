@@ -28,5 +28,7 @@ def prm_folder() -> Path:
 def _folder(name: str, recipe: str) -> Path:
     folder = _HERE / name
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f'the built-in {name} is missing from {folder}: reinstall latent-prm, or run "{recipe}".')
+        raise FileNotFoundError(
+            f'the built-in {name} is missing from {folder}: reinstall latent-prm, or run "{recipe}".'
+        )
     return folder

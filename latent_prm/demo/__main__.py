@@ -1,7 +1,7 @@
 """The whole chain on the built-in reasoner: ``make demo``, or ``python -m latent_prm.demo``.
 
-Fresh trees, a PRM trained on them from the reasoner's own weights, and both it and the PRM that comes with the package
-measured on fresh questions that neither has seen. Nothing but that second PRM was computed before.
+Fresh trees, a PRM trained on them from the built-in backbone, and both it and the PRM that comes with the package
+measured on fresh questions that neither has seen. Nothing but those models was made before, each by its own recipe.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class DemoOptions:
 
     output_dir: str | None = None
     """Where everything goes. Left out: reports/demo_<timestamp>."""
-    train_questions: int = 2400
+    train_questions: int = 3000
     """Questions to train on, half arithmetic and half search."""
     test_questions: int = 1200
     """Questions to measure on, from the test split."""
-    num_epochs: int = 3
+    num_epochs: int = 2
     """Passes over the training questions."""
     seed: int = 42
     """Fixes the questions, the noise and the training."""
@@ -47,14 +47,16 @@ def main(options: DemoOptions) -> None:
     collector.main(
         CollectOptions(output_dir=test_dir, max_samples=options.test_questions, seed=options.seed, split="test")
     )
-    say("3/4  learn: a fresh PRM, from the reasoner's own weights")
+    say("3/4  learn: a fresh PRM, from the built-in backbone")
     run = trainer.main(
         TrainOptions(
             data_dir=train_dir,
             output_dir=str(folder / "qwen_prm"),
             num_epochs=options.num_epochs,
             batch_size=64,
-            learning_rate=1e-3,
+            learning_rate=3e-4,
+            pooling_strategy="last",
+            mixed_precision=False,
             save_steps=1000,
             logging_steps=25,
             seed=options.seed,

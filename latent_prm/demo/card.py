@@ -1,4 +1,5 @@
-"""The built-in reasoner's model card: ``python -m latent_prm.demo.card`` measures it on the test split and writes its README.md."""
+"""The built-in reasoner's model card: ``python -m latent_prm.demo.card`` measures it on the test split and writes
+its README.md."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from latent_prm.tasks import SearchProblem, load_task
 from latent_prm.tree import ReasoningTree
 
 QUESTIONS, PATHS, SEED, TOGETHER = 1500, 16, 0, 100
-NOISES = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
+NOISES = (0.1, 0.2, 0.25, 0.3, 0.4, 0.6)
 COLUMNS = {"noise_free": "noise-free", "random_path": "one path", "majority": "majority of 16", "any_path": "any of 16"}
 
 CARD = """---
@@ -20,20 +21,21 @@ license: apache-2.0
 
 # The built-in reasoner of latent-prm
 
-A Qwen3-architecture model of {parameters:.2f} M parameters ({layers} layers, width {width}, one token per word) that thinks in
-{steps} latents before it answers two kinds of questions in plain English. It is an ordinary Hugging Face folder:
-`AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load it.
+A Qwen3-architecture model of {parameters:.2f} M parameters ({layers} layers, width {width}, one token per word) that
+thinks in {steps} latents before it answers two kinds of questions in plain English. It is an ordinary Hugging Face
+folder: `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load it.
 
 - **arithmetic**: "{arithmetic}" Answer: `{arithmetic_gold}`
 - **search**: "{search}" Answer: `{search_gold}`, or any other way that works.
 
 It is wrong often enough to be worth judging, which is what it is for. It knows nothing else.
 
-**How it thinks.** The hidden state after the final norm, times {factor}, is the next input (`latent_prm.latent_map` in config.json).
-The number in hand after each operation or move can be read off each latent through the lm_head; once through, the last one stays.
+**How it thinks.** The hidden state after the final norm, times {factor}, is the next input (`latent_prm.latent_map`
+in config.json). The number in hand after each operation or move can be read off each latent through the lm_head; once
+through, the last one stays.
 
-**Data and recipe.** Both generators (`latent_prm/tasks.py`), training split only: the text of a question decides its split. The recipe is
-`latent_prm/demo/recipe.py`; `{command}` makes these weights again, the same bits on the same machine and versions.
+**Data and recipe.** Both generators (`latent_prm/tasks.py`), training split only: the text of a question decides its
+split. `{command}` makes these weights again, the same bits on the same machine and versions.
 
 ```json
 {recipe}
@@ -41,11 +43,12 @@ The number in hand after each operation or move can be read off each latent thro
 
 ## Accuracy on the test split
 
-{questions} questions of each task, {paths} paths, seed {seed}; per cent answered right (`python -m latent_prm.demo.card`).
+{questions} questions of each task, {paths} paths, seed {seed}; per cent answered right. `mixed`: questions with right
+and wrong paths. `python -m latent_prm.demo.card` measures it again.
 
 {tables}
 
-Noise is relative to the root mean square of the latent fed back. {noise} is the noise that `latent-prm collect` takes by default.
+Noise is relative to the root mean square of the latent fed back. {noise} is what `latent-prm collect` takes by default.
 """
 
 
@@ -59,7 +62,9 @@ def main() -> None:
         own = by_noise[reasoner.growth().noise]
         sizes = sorted({size_of(tree) for tree in own})
         groups = {size: [tree for tree in own if size_of(tree) == size] for size in sizes}
-        tables.append(f"At noise {reasoner.growth().noise}, by number of {SIZES[name]}:\n\n" + table(SIZES[name], groups))
+        tables.append(
+            f"At noise {reasoner.growth().noise}, by number of {SIZES[name]}:\n\n" + table(SIZES[name], groups)
+        )
     (reasoner_folder() / "README.md").write_text(card(reasoner, "\n\n".join(tables)), encoding="utf-8")
     print("\n\n".join(tables))
 

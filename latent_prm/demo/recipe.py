@@ -1,11 +1,12 @@
-"""How the built-in reasoner was made: ``python -m latent_prm.demo.recipe`` makes it again, the same bits on the same machine.
+"""How the built-in reasoner was made: ``python -m latent_prm.demo.recipe`` makes it again, the same bits on the
+same machine.
 
-A reasoner that thinks in latents is taught step by step. Every latent must decode (through the lm_head) to the number in hand, so
-a step is a small lesson of its own: from this number, on this day of the story, to the next. First the numbers in hand are drawn
-at random and stand as word embeddings (``imagined``: many steps to a question, one forward pass). Then they are the model's own
-latents, disturbed by noise, and the lesson goes on from wherever the model's own thought stands, so that it learns to live
-with its slips; the answer is read off the thought. In the search problems any move is right from which the target can still be
-reached, which the model must come to see by itself.
+A reasoner that thinks in latents is taught step by step. Every latent must decode (through the lm_head) to the number
+in hand, so a step is a small lesson of its own: from this number, on this day of the story, to the next. First the
+numbers in hand are drawn at random and stand as word embeddings (``imagined``: many steps to a question, one forward
+pass). Then they are the model's own latents, disturbed by noise, and the lesson goes on from wherever the model's own
+thought stands, so that it learns to live with its slips; the answer is read off the thought. In the search problems
+any move is right from which the target can still be reached, which the model must come to see by itself.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from latent_prm.tasks import LARGEST, ArithmeticProblem, SearchProblem, draw_ari
 
 NUMBERS = LARGEST + 1
 PERIODS = (2, 3, 5, 7, 10, 11, 20, 25, 50, 100, 200, 400)
-"""Word embeddings of numbers start with waves of these periods, in which adding is turning: it saves most of the training."""
+"""Word embeddings of numbers start with waves of these periods, in which adding is turning: it saves training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +124,17 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForC
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
-        latent_prm={
-            "latent_map": {"factor": recipe.factor},
-            "latent_steps": recipe.latent_steps,
-            "noise": recipe.noise,
-            "max_new_tokens": recipe.latent_steps,
-            "recipe": {name: value for name, value in asdict(recipe).items() if name != "output_dir"},
-        },
+    )
+    config.update(
+        {
+            "latent_prm": {
+                "latent_map": {"factor": recipe.factor},
+                "latent_steps": recipe.latent_steps,
+                "noise": recipe.noise,
+                "max_new_tokens": recipe.latent_steps,
+                "recipe": {name: value for name, value in asdict(recipe).items() if name != "output_dir"},
+            }
+        }
     )
     model = Qwen3ForCausalLM(config)
     turns = 2 * math.pi * torch.arange(float(NUMBERS))[:, None] / torch.tensor(PERIODS)
@@ -143,14 +148,14 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForC
 
 @dataclass
 class Lesson:
-    """Questions, padded on the left, and what each step of each may lead to. Options are the moves; a story has one a day."""
+    """Questions, padded on the left, and where each step may lead. Options are the moves; a story has one a day."""
 
     ids: Int[Tensor, "B S"]
     real: Bool[Tensor, "B S"]
-    start: Int[Tensor, "B"]
-    count: Int[Tensor, "B"]
+    start: Int[Tensor, " B"]
+    count: Int[Tensor, " B"]
     """Operations or moves; after them the number stays as it is."""
-    lists: Bool[Tensor, "B"]
+    lists: Bool[Tensor, " B"]
     """Whether the answer lists every number (search) or only the last."""
     onward: Int[Tensor, "B T V O"]
     """The number that option O leads to from the number V at step T, -1 where it leads nowhere."""
@@ -208,7 +213,7 @@ class Lesson:
         return torch.where(at < length, said, torch.where(at == length, eos, pad))
 
 
-def _carried(sign: str, number: int) -> Int[Tensor, "V"]:
+def _carried(sign: str, number: int) -> Int[Tensor, " V"]:
     values = torch.arange(NUMBERS)
     return {"+": values + number, "-": values - number, "*": values * number, "/": values // number}[sign]
 
@@ -343,7 +348,7 @@ def train(recipe: Recipe) -> Qwen3ForCausalLM:
 def teach(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, term: Term, name: str) -> None:
     """One term. It starts with fresh optimizers and chance, so that it depends on the weights and its seed alone."""
     rng, generator = random.Random(term.seed), torch.Generator().manual_seed(term.seed)
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    eos, pad = (tokenizer.get_vocab()[word] for word in ("<eos>", "<pad>"))
     optimizers = build_optimizers(model, term)
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: rate(term, i)) for optimizer in optimizers]
     bar = trange(term.updates, desc=name)
