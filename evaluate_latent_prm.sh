@@ -8,7 +8,6 @@ CHECKPOINT=""                      # a checkpoint folder, or "builtin"; empty: b
 DATA_DIR="prm_data_test"           # questions that the PRM was not trained on
 OUTPUT_DIR=""                      # empty: <checkpoint>/evaluation, or reports for the built-in PRM
 NUM_BOOTSTRAP=2000                 # resamplings behind each interval
-CONTEXT="question"                 # what the model reads before the latents: question or none
 DEVICE="auto"                      # cuda, cpu, or auto: CUDA when there is one
 SEED=42
 
@@ -40,7 +39,7 @@ fi
 
 echo "Evaluate: $CHECKPOINT on $DATA_DIR/ → $OUTPUT_DIR/"
 "$python" -m latent_prm evaluate --checkpoint "$CHECKPOINT" --data_dir "$DATA_DIR" --output_dir "$OUTPUT_DIR" \
-    --num_bootstrap "$NUM_BOOTSTRAP" --context "$CONTEXT" --device "$DEVICE" --seed "$SEED" "$@"
+    --num_bootstrap "$NUM_BOOTSTRAP" --device "$DEVICE" --seed "$SEED" "$@"
 
 echo
 echo "Written: $OUTPUT_DIR/evaluation.json and the curves beside it"

@@ -235,7 +235,10 @@ def _gain_table(by_prm: dict[str, Comparison]) -> Table:
 
 
 def _label(method: Method, prm: str) -> str:
-    return LABELS[method].replace("PRM", prm) if prm else LABELS[method]
+    """A method's name; where several PRMs share a table, short and with the PRM's."""
+    if prm in ("", "PRM") or method not in CHOSEN:
+        return LABELS[method]
+    return f"{'best' if method == 'best' else 'vote'} by {prm}"
 
 
 def _per_cent(interval: Interval, sign: str = "") -> str:

@@ -33,10 +33,10 @@ POOLINGS: tuple[str, ...] = get_args(Pooling)
 class QwenLatentPRM(nn.Module):
     """Latents (and the question's text) → backbone → pooling over the chain's latents → one bias-free linear layer.
 
-    ``model_path`` is a Hugging Face decoder (folder or hub name, Qwen3-0.6B as a rule, or ``"builtin"``); its parameters are float32.
-    ``latent_dim`` is the reasoner's width D; where it differs from the backbone's H, a projection stands in front.
-    Width and pooling travel in the state dict, so that ``load_state_dict`` alone restores them; ``max_seq_length`` and
-    ``context`` travel in a checkpoint's config.json.
+    ``model_path`` is a Hugging Face decoder (folder or hub name, Qwen3-0.6B as a rule, or ``"builtin"``); its
+    parameters are float32. ``latent_dim`` is the reasoner's width D; where it differs from the backbone's H, a
+    projection stands in front. Width and pooling travel in the state dict, so that ``load_state_dict`` alone restores
+    them; ``max_seq_length`` and ``context`` travel in a checkpoint's config.json.
     """
 
     pooling_code: Tensor

@@ -30,6 +30,8 @@ from latent_prm.tree import Path as LatentPath
 
 log = logging.getLogger(__name__)
 
+NOISE = 0.1
+"""Where neither the caller nor the reasoner's config says."""
 RIDGE = 1e-5
 """λ of the alignment, as in LatentMAS (arXiv 2511.20639)."""
 
@@ -116,10 +118,15 @@ class Growth:
 
     num_paths: int
     latent_steps: int
-    noise: float
+    noise: float | dict[str, float]
+    """Relative to the latent's root mean square; a dict says it by task."""
     temperature: float
     max_new_tokens: int
     seed: int
+
+    def noise_of(self, task: str) -> float:
+        """The noise for a question of a task."""
+        return self.noise.get(task, NOISE) if isinstance(self.noise, dict) else self.noise
 
 
 @dataclass
@@ -191,7 +198,7 @@ class Reasoner:
         seed: int = 42,
     ) -> Growth:
         """The settings of a growth; what is left out is as the reasoner's config says, else 10, 0.1 and 256 tokens."""
-        own = {"latent_steps": 10, "noise": 0.1, "max_new_tokens": 256, **_own(self.model)}
+        own = {"latent_steps": 10, "noise": NOISE, "max_new_tokens": 256, **_own(self.model)}
         return Growth(
             num_paths=num_paths,
             latent_steps=own["latent_steps"] if latent_steps is None else latent_steps,
@@ -342,7 +349,7 @@ def _draw(question: Question, growth: Growth, width: int) -> tuple[Float[Tensor,
     length = growth.max_new_tokens if growth.temperature > 0 else 0
     noise, uniform = [], []
     for path in range(growth.num_paths + 1):
-        scale = growth.noise if path else 0.0
+        scale = growth.noise_of(_kind(question)) if path else 0.0
         noise.append(torch.randn(growth.latent_steps, width, generator=generator) * scale)
         uniform.append(torch.rand(length, generator=generator))
     return torch.stack(noise), torch.stack(uniform)

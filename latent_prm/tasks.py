@@ -171,14 +171,14 @@ class SearchProblem:
         )
 
 
-def draw_search(rng: random.Random) -> tuple[SearchProblem, list[int]]:
-    """A random search problem of 2 to 4 moves that can be solved, and one way to solve it."""
+def draw_search(rng: random.Random, moves: int | None = None) -> tuple[SearchProblem, list[int]]:
+    """A random search problem of 2 to 4 moves (or as many as given) that can be solved, and one way to solve it."""
     while True:
-        start, count = rng.randint(2, 40), rng.randint(2, 4)
+        start, count = rng.randint(2, 40), moves or rng.randint(2, 4)
         up = rng.sample(range(2, 20), 2)
-        moves = [("+", up[0]), ("-", rng.randint(2, 19)), rng.choice([("*", 2), ("+", up[1])])]
-        rng.shuffle(moves)
-        problem, way = SearchProblem(start, tuple(moves), 0, count), [start]
+        kinds = [("+", up[0]), ("-", rng.randint(2, 19)), rng.choice([("*", 2), ("+", up[1])])]
+        rng.shuffle(kinds)
+        problem, way = SearchProblem(start, tuple(kinds), 0, count), [start]
         for _ in range(count):
             onward = [v for v in problem.next_values(way[-1]) if v not in way]
             if not onward:
@@ -367,7 +367,7 @@ class SearchTask:
 
     def questions(self, split: Split, seed: int, count: int) -> list[Question]:
         def draw(rng: random.Random) -> tuple[str, str]:
-            problem, way = draw_search(rng)
+            problem, way = draw_search(rng, rng.choice((2, 2, 3, 3, 4)))  # four moves are too hard to be most of it
             return problem.text, " ".join(map(str, way))
 
         return _generate(self.name, draw, split, seed, count)

@@ -138,7 +138,7 @@ def test_a_script_takes_true_or_false_and_nothing_else(tmp_path: Path) -> None:
     [
         ("collect_training_data.sh", "collect", {"max_new_tokens", "shard_size", "dtype", "skip_bad_files"}),
         ("train_latent_prm.sh", "train", {"context", "context_dropout", "val_size", "pack_tokens", "skip_bad_files"}),
-        ("evaluate_latent_prm.sh", "evaluate", {"pack_tokens", "skip_bad_files"}),
+        ("evaluate_latent_prm.sh", "evaluate", {"context", "pack_tokens", "skip_bad_files"}),
     ],
 )
 def test_a_script_names_its_stages_options_with_their_defaults(name: str, command: str, left_out: set[str]) -> None:

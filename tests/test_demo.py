@@ -149,7 +149,7 @@ def test_the_demo_runs_and_says_what_is_true(tmp_path: Path) -> None:
     ]
     done = subprocess.run([sys.executable, "-m", "latent_prm.demo", *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for line in ("noise-free path", "majority", "PRM best", "PRM-weighted vote", "oracle", "AUROC within questions"):
+    for line in ("noise-free path", "majority", "best by fresh PRM", "vote by shipped PRM", "oracle", "AUROC within"):
         assert line in done.stdout
     for picture in ("qwen_prm/loss_curve.png", "fresh_PRM/accuracy.png", "shipped_PRM/accuracy.png"):
         assert (tmp_path / "demo" / picture).read_bytes().startswith(b"\x89PNG")

@@ -12,7 +12,7 @@ from latent_prm.tasks import SearchProblem, load_task
 from latent_prm.tree import ReasoningTree
 
 QUESTIONS, PATHS, SEED, TOGETHER = 1500, 16, 0, 100
-NOISES = (0.1, 0.2, 0.25, 0.3, 0.4, 0.6)
+NOISES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
 COLUMNS = {"noise_free": "noise-free", "random_path": "one path", "majority": "majority of 16", "any_path": "any of 16"}
 
 CARD = """---
@@ -48,7 +48,7 @@ and wrong paths. `python -m latent_prm.demo.card` measures it again.
 
 {tables}
 
-Noise is relative to the root mean square of the latent fed back. {noise} is what `latent-prm collect` takes by default.
+Noise is relative to the root mean square of the latent fed back. `latent-prm collect` takes {noise} by default.
 """
 
 
@@ -59,12 +59,11 @@ def main() -> None:
     for name in ("arithmetic", "search"):
         by_noise = {noise: grow(reasoner, name, noise) for noise in NOISES}
         tables.append(f"### {name}\n\n" + table("noise", by_noise))
-        own = by_noise[reasoner.growth().noise]
+        own_noise = reasoner.growth().noise_of(name)
+        own = by_noise[own_noise]
         sizes = sorted({size_of(tree) for tree in own})
         groups = {size: [tree for tree in own if size_of(tree) == size] for size in sizes}
-        tables.append(
-            f"At noise {reasoner.growth().noise}, by number of {SIZES[name]}:\n\n" + table(SIZES[name], groups)
-        )
+        tables.append(f"At noise {own_noise}, by number of {SIZES[name]}:\n\n" + table(SIZES[name], groups))
     (reasoner_folder() / "README.md").write_text(card(reasoner, "\n\n".join(tables)), encoding="utf-8")
     print("\n\n".join(tables))
 
@@ -116,7 +115,7 @@ def card(reasoner: Reasoner, tables: str) -> str:
         paths=PATHS,
         seed=SEED,
         tables=tables,
-        noise=reasoner.growth().noise,
+        noise=" and ".join(f"{reasoner.growth().noise_of(name)} for {name}" for name in SIZES),
     )
 
 

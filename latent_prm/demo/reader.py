@@ -48,9 +48,9 @@ class ReaderRecipe:
 def deepen(reasoner: Qwen3ForCausalLM, more: int) -> Qwen3ForCausalLM:
     """The reasoner with fresh layers on top, which begin by changing little."""
     layers = reasoner.config.num_hidden_layers + more
-    config = type(reasoner.config)(
-        **{**reasoner.config.to_dict(), "num_hidden_layers": layers, "layer_types": ["full_attention"] * layers}
-    )
+    settings = {name: value for name, value in reasoner.config.to_dict().items() if name != "latent_prm"}
+    settings.update(num_hidden_layers=layers, layer_types=["full_attention"] * layers)
+    config = type(reasoner.config)(**settings)
     reader = Qwen3ForCausalLM(config)
     reader.load_state_dict(reasoner.state_dict(), strict=False)
     with torch.no_grad():
