@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # How the built-in PRM was made: the two commands of the guide, on many more paths than the demo has minutes for.
-# bash latent_prm/demo/prm.sh    (from the project's folder; about PRM_MINUTES minutes on two cores)
+# bash latent_prm/demo/prm.sh    (from the project's folder; about five minutes on two cores)
 set -euo pipefail
 scratch=${1:-prm_builtin}                 # a folder for the data and the run; it can be deleted afterwards
 python=python3
