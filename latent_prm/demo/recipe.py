@@ -124,8 +124,8 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForC
         max_position_embeddings=512,
         tie_word_embeddings=True,
         initializer_range=0.05,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.get_vocab()["<pad>"],
+        eos_token_id=tokenizer.get_vocab()["<eos>"],
         bos_token_id=None,
     )
     config.update(
