@@ -51,7 +51,7 @@ def loss_curve(stats: Sequence[dict], path: Path) -> None:
     def draw(axes: Axes) -> None:
         if trained:
             steps, losses = map(np.array, zip(*trained, strict=True))
-            width = max(1, len(losses) // 25)
+            width = max(1, len(losses) // 8)
             axes.plot(steps, losses, color=BLUE, alpha=0.3 if width > 1 else 1.0, label="training")
             if width > 1:
                 smooth = np.convolve(losses, np.ones(width) / width, "valid")

@@ -38,7 +38,6 @@ def main(options: DemoOptions) -> None:
     from latent_prm import collector, trainer  # torch comes with them: not for --help
 
     began = time.time()
-    logging.basicConfig(format="%(message)s")
     folder = Path(options.output_dir or time.strftime("reports/demo_%Y%m%d_%H%M%S"))
     train_dir, test_dir = str(folder / "prm_data"), str(folder / "prm_data_test")
     say("1/4  grow: trees to learn from")
@@ -48,6 +47,7 @@ def main(options: DemoOptions) -> None:
         CollectOptions(output_dir=test_dir, max_samples=options.test_questions, seed=options.seed, split="test")
     )
     say("3/4  learn: a fresh PRM, from the built-in backbone")
+    logging.getLogger().handlers.clear()  # the collector's; the trainer has its own, and each line is to be said once
     run = trainer.main(
         TrainOptions(
             data_dir=train_dir,
@@ -58,7 +58,7 @@ def main(options: DemoOptions) -> None:
             pooling_strategy="last",
             mixed_precision=False,
             save_steps=1000,
-            logging_steps=25,
+            logging_steps=10,
             seed=options.seed,
         )
     )
