@@ -1,6 +1,6 @@
 """One question → one answer: grow paths, score them, vote, and show the vote.
 
-latent-prm solve "Ann has 12 apples. She buys 5 more. How many apples does Ann have?"
+latent-prm solve "Ann has 12 apples. On Monday she buys 5. How many apples does Ann have?"
 """
 
 from __future__ import annotations

@@ -348,7 +348,7 @@ class TextTask:
 
 
 class ArithmeticTask(TextTask):
-    """Word problems of 2 to 6 operations on numbers up to 99: "Ann has 12 apples. She buys 5 more. …"."""
+    """Word problems of 2 to 6 operations on numbers up to 99: "Ann has 12 apples. On Monday she buys 5. …"."""
 
     name = "arithmetic"
 

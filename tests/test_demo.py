@@ -153,3 +153,10 @@ def test_the_demo_runs_and_says_what_is_true(tmp_path: Path) -> None:
         assert line in done.stdout
     for picture in ("qwen_prm/loss_curve.png", "fresh_PRM/accuracy.png", "shipped_PRM/accuracy.png"):
         assert (tmp_path / "demo" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_readmes_python_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", readme, re.S)[0]
+    exec(compile(code, "README.md", "exec"), {})
+    assert "Which numbers do you visit? →" in capsys.readouterr().out
