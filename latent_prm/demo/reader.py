@@ -22,7 +22,18 @@ from tqdm import trange
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from latent_prm.demo import reasoner_folder
-from latent_prm.demo.recipe import Lesson, Recipe, Term, build_optimizers, draw_problems, missed, rate, read_on, think
+from latent_prm.demo.recipe import (
+    Lesson,
+    Recipe,
+    Term,
+    build_optimizers,
+    descend,
+    draw_problems,
+    missed,
+    rate,
+    read_on,
+    think,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +104,7 @@ def teach(
         lesson = Lesson.of(draw_problems(rng, term.questions), tokenizer, own.latent_steps)
         latents, thought = think(reasoner, lesson, own, term, generator)
         loss, told = follow(reader, verdict, lesson, latents, thought)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+        descend(loss, reader, optimizers, schedules)
         right.append(told)
         if update % 50 == 49:
             bar.set_postfix(loss=f"{loss.item():.3f}", told=f"{sum(right[-50:]) / 50:.3f}")

@@ -361,12 +361,7 @@ def teach(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: R
         latents, thought = (imagine if imagined else think)(model, lesson, recipe, term, generator)
         answers = lesson.answers(thought, eos, pad)
         loss = lesson_loss(model, lesson, latents, thought, answers, pad, recipe.alone if imagined else 0)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+        descend(loss, model, optimizers, schedules)
         if update % 10 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}")
 
@@ -379,6 +374,21 @@ def build_optimizers(model: Qwen3ForCausalLM, term: Term) -> list[torch.optim.Op
         torch.optim.Muon(matrices, lr=term.learning_rate, weight_decay=0.01),
         torch.optim.AdamW(others, lr=term.learning_rate / 10, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
+
+
+def descend(
+    loss: Float[Tensor, ""],
+    model: Qwen3ForCausalLM,
+    optimizers: Sequence[torch.optim.Optimizer],
+    schedules: Sequence[torch.optim.lr_scheduler.LambdaLR],
+) -> None:
+    """One update, its gradient clipped."""
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer, schedule in zip(optimizers, schedules, strict=True):
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
 
 
 def rate(term: Term, update: int) -> float:
