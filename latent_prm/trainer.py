@@ -33,12 +33,11 @@ from tqdm import tqdm
 
 from latent_prm import __version__, files, plots
 from latent_prm.checkpoint import TrainingState, link_checkpoint, save_checkpoint
-from latent_prm.demo import reader_folder
 from latent_prm.losses import Lesson, mse, num_targets
 from latent_prm.model import QwenLatentPRM
 from latent_prm.options import TrainOptions
 from latent_prm.packing import pack
-from latent_prm.reasoner import find_folder, pick_device
+from latent_prm.reasoner import pick_device
 from latent_prm.shards import load_trees
 from latent_prm.tasks import question_digest
 from latent_prm.tree import ReasoningTree
@@ -114,7 +113,7 @@ class Run:
         self.device = pick_device(options.device)
         torch.manual_seed(options.seed)
         width = trees[0].paths[0].latents.shape[1]
-        self.model = QwenLatentPRM(find_folder(options.model_path, reader_folder), width, options.pooling_strategy)
+        self.model = QwenLatentPRM(options.model_path, width, options.pooling_strategy)
         self.model.max_seq_length, self.model.context = options.max_seq_length, options.context
         self.model.dropout = self.dropout = PathDropout(options.dropout_prob)
         self.model.to(self.device).train()

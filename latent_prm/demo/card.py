@@ -14,6 +14,7 @@ from latent_prm.tree import ReasoningTree
 QUESTIONS, PATHS, SEED, TOGETHER = 1500, 16, 0, 100
 NOISES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
 COLUMNS = {"noise_free": "noise-free", "random_path": "one path", "majority": "majority of 16", "any_path": "any of 16"}
+SIZES = {"arithmetic": "operations", "search": "moves"}
 
 CARD = """---
 license: apache-2.0
@@ -56,7 +57,7 @@ def main() -> None:
     """Measure and write."""
     reasoner = Reasoner.from_pretrained("builtin", device="cpu")
     tables = []
-    for name in ("arithmetic", "search"):
+    for name in SIZES:
         by_noise = {noise: grow(reasoner, name, noise) for noise in NOISES}
         tables.append(f"### {name}\n\n" + table("noise", by_noise))
         own_noise = reasoner.growth().noise_of(name)
@@ -66,9 +67,6 @@ def main() -> None:
         tables.append(f"At noise {own_noise}, by number of {SIZES[name]}:\n\n" + table(SIZES[name], groups))
     (reasoner_folder() / "README.md").write_text(card(reasoner, "\n\n".join(tables)), encoding="utf-8")
     print("\n\n".join(tables))
-
-
-SIZES = {"arithmetic": "operations", "search": "moves"}
 
 
 def size_of(tree: ReasoningTree) -> int:
@@ -98,7 +96,7 @@ def table(first: str, groups: dict[float, list[ReasoningTree]] | dict[int, list[
 def card(reasoner: Reasoner, tables: str) -> str:
     """The model card's text."""
     config = reasoner.model.config
-    examples = {name: load_task(name).questions("test", SEED, 1)[0] for name in ("arithmetic", "search")}
+    examples = {name: load_task(name).questions("test", SEED, 1)[0] for name in SIZES}
     return CARD.format(
         parameters=sum(p.numel() for p in reasoner.model.parameters()) / 1e6,
         layers=config.num_hidden_layers,

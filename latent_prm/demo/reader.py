@@ -1,4 +1,4 @@
-"""How the built-in backbone for PRMs was made: ``python -m latent_prm.demo.reader`` makes it again.
+"""How the built-in backbone for PRMs was made: ``python -m latent_prm.demo.reader`` makes one again.
 
 A PRM starts from a language model that can already read and reckon: Qwen3-0.6B, as a rule. Next to the built-in
 reasoner that part is played by the *reader*: the reasoner's own layers and some more on top, taught on the training
@@ -78,9 +78,7 @@ def judge(lesson: Lesson, thought: Int[Tensor, "B K T"]) -> Bool[Tensor, "B K T 
     A step is right when it was allowed and the goal can be reached from where it leads.
     """
     B, K, T = thought.shape
-    before = torch.cat([lesson.start[:, None, None].expand(-1, K, 1), thought[..., :-1]], 2)
-    steps = torch.arange(T).expand(B, K, T).flatten(1)
-    allowed = lesson.allowed(steps, before.flatten(1)).gather(2, thought.flatten(1)[..., None])[..., 0].view(B, K, T)
+    allowed = lesson.allowed(*lesson.stands(thought)).gather(2, thought.flatten(1)[..., None])[..., 0].view(B, K, T)
     hopeful = lesson.hopeful[torch.arange(B)[:, None, None], torch.arange(1, T + 1), thought]
     return torch.stack([(allowed & hopeful).cumprod(2).bool(), allowed], 3)
 

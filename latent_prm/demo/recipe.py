@@ -207,6 +207,12 @@ class Lesson:
         options[..., 0] = torch.where((options < 0).all(-1), value, options[..., 0])
         return F.one_hot(options + 1, NUMBERS + 1).any(-2)[..., 1:]
 
+    def stands(self, thought: Int[Tensor, "B K T"]) -> tuple[Int[Tensor, "B KT"], Int[Tensor, "B KT"]]:
+        """For every step of a thought, which step it is and the number in hand before it, as `allowed` takes them."""
+        B, K, T = thought.shape
+        before = torch.cat([self.start[:, None, None].expand(-1, K, 1), thought[..., :-1]], 2)
+        return torch.arange(T).expand(B, K, T).flatten(1), before.flatten(1)
+
     def answers(self, thought: Int[Tensor, "B K T"], eos: int, pad: int) -> Int[Tensor, "B K T"]:
         """What the thought says: every number up to the count (search), or the last; then the end, then padding."""
         at = torch.arange(thought.shape[-1])
@@ -322,13 +328,11 @@ def lesson_loss(
     alone: int = 0,
 ) -> Float[Tensor, ""]:
     """Every step from where the thought stands, and the answer that the thought says."""
-    B, K, T = thought.shape
+    K, T = thought.shape[1:]
     paths = torch.cat([latents, model.model.embed_tokens(answers[..., :-1])], 2)
     after_question, after = read_on(model, lesson, paths, alone)
-    steps = torch.arange(T).expand(B, K, T).flatten(1)
-    stands = torch.cat([lesson.start[:, None, None].expand(-1, K, 1), thought[..., :-1]], 2).flatten(1)
     before = torch.cat([after_question[:, None, None].expand(-1, K, 1, -1), after[:, :, : T - 1]], 2).flatten(1, 2)
-    steps_loss = missed(before, lesson.allowed(steps, stands)).mean()
+    steps_loss = missed(before, lesson.allowed(*lesson.stands(thought))).mean()
     spoken, said = after[:, alone:, T - 1 :].flatten(0, 2), answers[:, alone:].flatten()
     return steps_loss + F.cross_entropy(spoken, said, ignore_index=pad)
 
