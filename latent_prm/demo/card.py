@@ -36,7 +36,7 @@ in config.json). The number in hand after each operation or move can be read off
 through, the last one stays.
 
 **Data and recipe.** Both generators (`latent_prm/tasks.py`), training split only: the text of a question decides its
-split. `{command}` comes to this accuracy again, not to the same bits: LOG.md has the figures of a rerun.
+split. `{command}` makes these weights again: the same bits on the same machine and versions (two runs in LOG.md).
 
 ```json
 {recipe}

@@ -1,4 +1,5 @@
-"""How the built-in reasoner was made: ``python -m latent_prm.demo.recipe`` makes one again.
+"""How the built-in reasoner was made: ``python -m latent_prm.demo.recipe`` makes it again, the same bits on the same
+machine and versions.
 
 A reasoner that thinks in latents is taught step by step. Every latent must decode (through the lm_head) to the number
 in hand, so a step is a small lesson of its own: from this number, on this day of the story, to the next. First the
