@@ -7,19 +7,26 @@ given=$(export -p)
 
 # Reasoner and questions. Left empty: Qwen/Qwen3-0.6B and GSM8K with CUDA, else the built-in ones.
 MODEL_PATH=""                      # a Hugging Face folder or hub name, or "builtin"
-TASK=""                            # arithmetic, search, several with commas, or a .jsonl file
-SPLIT="train"                      # train, validation or test; a .jsonl file is its own split
-MAX_SAMPLES=1000                   # questions
+TASK=""                            # arithmetic, search, gsm8k, ..., gym:NAME, a file, or several with commas
+SPLIT="train"                      # train, validation or test; a file is its own split
+MAX_SAMPLES=1000                   # questions; -1: all there are
 OUTPUT_DIR="prm_data"
 
-# Paths
-NUM_PATHS=16                       # noisy paths per question
-LATENT_STEPS=""                    # latents per path; empty: the reasoner's own
+# Trees
+PIPELINE="solo"                    # who thinks: solo, sequential, hierarchical, or a .yaml file
+NUM_PATHS=""                       # leaves per question; empty: what the branches make, else 16
+BRANCHES=""                        # paths that begin at each agent, as 8,2,2; empty: spread over all agents
+LATENT_STEPS=""                    # latents per agent; empty: the reasoner's own
+UNTIL_MIXED=false                  # true: stop clear questions half-way, go on with undecided ones
+
+# Diversity and answers
+DIVERSITY_STRATEGY="noise"         # noise, temperature, dropout or hybrid
 NOISE=""                           # relative Gaussian noise; empty: the reasoner's own
+ANSWERS_PER_LEAF=1                 # more of them need a temperature
 TEMPERATURE=0.0                    # of the decoded answer
-BATCH_SIZE=""                      # questions grown together; empty: as many as memory holds easily
 
 # Device
+BATCH_SIZE=""                      # questions grown together; empty: as many as fit
 DEVICE="auto"                      # cuda, cpu or auto
 SEED=42
 
@@ -38,30 +45,21 @@ if [[ -z $MODEL_PATH ]]; then
     echo "MODEL_PATH is not set: $MODEL_PATH, because CUDA is $($cuda || echo "not ")in use."
 fi
 if [[ -z $TASK ]]; then
-    if $cuda && [[ $MODEL_PATH != builtin ]]; then TASK="data/gsm8k/$SPLIT.jsonl"; else TASK="arithmetic,search"; fi
-    if [[ $TASK == *.jsonl && ! -f $TASK ]]; then
-        echo "✗ ERROR: TASK is not set, and there is no $TASK" >&2
-        echo "Name a file with GSM8K's questions:  TASK=gsm8k/$SPLIT.jsonl bash $0" >&2
-        echo "or stay with the built-in reasoner:  MODEL_PATH=builtin bash $0" >&2
-        exit 2
-    fi
+    if $cuda && [[ $MODEL_PATH != builtin ]]; then TASK="gsm8k"; else TASK="arithmetic,search"; fi
     echo "TASK is not set: $TASK."
 fi
 
 options=(--model_path "$MODEL_PATH" --task "$TASK" --split "$SPLIT" --max_samples "$MAX_SAMPLES"
-    --output_dir "$OUTPUT_DIR" --num_paths "$NUM_PATHS" --temperature "$TEMPERATURE"
-    --device "$DEVICE" --seed "$SEED")
-if [[ -n $LATENT_STEPS ]]; then options+=(--latent_steps "$LATENT_STEPS"); fi
-if [[ -n $BATCH_SIZE ]]; then options+=(--batch_size "$BATCH_SIZE"); fi
-if [[ -n $NOISE ]]; then options+=(--noise "$NOISE"); fi
+    --output_dir "$OUTPUT_DIR" --pipeline "$PIPELINE" --diversity_strategy "$DIVERSITY_STRATEGY"
+    --answers_per_leaf "$ANSWERS_PER_LEAF" --temperature "$TEMPERATURE" --device "$DEVICE" --seed "$SEED")
+for name in NUM_PATHS BRANCHES LATENT_STEPS NOISE BATCH_SIZE; do
+    if [[ -n ${!name} ]]; then options+=("--$(tr A-Z a-z <<<"$name")" "${!name}"); fi
+done
+case $UNTIL_MIXED in
+true) options+=(--until_mixed) ;;
+false) ;;
+*) echo "✗ ERROR: UNTIL_MIXED is \"$UNTIL_MIXED\": type true or false." >&2 && exit 2 ;;
+esac
 
-echo "Collect: $MAX_SAMPLES questions of $TASK ($SPLIT), $NUM_PATHS paths each, by $MODEL_PATH → $OUTPUT_DIR/"
+echo "Collect: $MAX_SAMPLES questions of $TASK ($SPLIT), by $MODEL_PATH ($PIPELINE) → $OUTPUT_DIR/"
 "$python" -m latent_prm collect "${options[@]}" "$@"
-
-echo
-echo "Written: $OUTPUT_DIR/*.pt and *_metadata.json"
-if [[ $SPLIT == train ]]; then next="bash train_latent_prm.sh"; else next="bash evaluate_latent_prm.sh"; fi
-if [[ $OUTPUT_DIR != prm_data && $SPLIT == train || $OUTPUT_DIR != prm_data_test && $SPLIT != train ]]; then
-    next="DATA_DIR=$OUTPUT_DIR $next"
-fi
-echo "Next:    $next"

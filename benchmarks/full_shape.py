@@ -13,12 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import tyro
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 CHAT = (
@@ -42,13 +43,19 @@ class Options:
     """Random weights never stop by themselves: short answers keep the time to what matters."""
 
 
-def make_model(folder: Path) -> None:
-    """A folder with Qwen3-0.6B's shape (596 M parameters), random weights in bfloat16, and a byte-level tokenizer."""
+def make_model(folder: Path, layers: int = 28, texts: Sequence[str] = ()) -> None:
+    """A folder with Qwen3-0.6B's shape (596 M parameters with all layers) and random weights in bfloat16.
+
+    The tokenizer is byte-level; with ``texts`` it learns their words, so that they are about as long as in life.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate([*alphabet, *special])}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if texts:
+        learner = trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=special, show_progress=False)  # type: ignore[reportCallIssue]
+        tokenizer.train_from_iterator(texts, learner)
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=special[0], eos_token=special[2], additional_special_tokens=special
     )
@@ -57,7 +64,7 @@ def make_model(folder: Path) -> None:
     config = Qwen3Config(
         vocab_size=151_936,
         hidden_size=1024,
-        num_hidden_layers=28,
+        num_hidden_layers=layers,
         num_attention_heads=16,
         num_key_value_heads=8,
         head_dim=128,

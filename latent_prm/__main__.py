@@ -27,10 +27,12 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "collect": Command("collector", "CollectOptions", "grow trees of latent paths and write them as shards"),
+    "tune-noise": Command("tuner", "TuneNoiseOptions", "find the noise that mixes right and wrong paths most"),
     "train": Command("trainer", "TrainOptions", "train a latent process reward model on shards"),
     "evaluate": Command("evaluator", "EvaluateOptions", "measure how much a PRM improves the choice among paths"),
     "solve": Command("solver", "SolveOptions", "answer one question and show the vote"),
     "inspect": Command("inspector", "InspectOptions", "print what a folder of shards holds"),
+    "convert": Command("converter", "ConvertOptions", "turn another program's nested .pt files into shards"),
 }
 
 
@@ -77,7 +79,7 @@ def _run(name: str, args: Sequence[str]) -> int:
 
 
 def _usage() -> str:
-    lines = "\n".join(f"  {name:<10}{command.help}" for name, command in COMMANDS.items())
+    lines = "\n".join(f"  {name:<12}{command.help}" for name, command in COMMANDS.items())
     return f"usage: latent-prm COMMAND [OPTIONS]\n\n{lines}\n\nlatent-prm COMMAND --help lists its options."
 
 

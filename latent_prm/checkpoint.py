@@ -44,7 +44,7 @@ def save_checkpoint(
 ) -> None:
     """Commit a checkpoint folder: the guide's five files, the tokenizer's, and questions.json.
 
-    ``questions`` names by ``tasks.question_digest`` what the model has seen: ``{"train": [...], "validation": [...]}``.
+    ``questions`` names what the model has seen by ``grading.question_digest``: ``{"train": [...], "validation": ...}``.
     Equal weights give a pytorch_model.bin of equal bytes.
 
     Raises:

@@ -8,22 +8,24 @@ This room hides how a collection is cut into batches and shards, how it is stopp
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
 import logging
 import os
 import platform
 import re
 import shlex
-import signal
-import threading
+import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
-from itertools import count
+from dataclasses import asdict
+from itertools import chain, count, islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NoReturn, TypeVar
+from textwrap import shorten
+from typing import Any, Protocol, TypeVar
 
 import torch
 import transformers
@@ -34,17 +36,20 @@ from tqdm import tqdm
 
 from latent_prm import __version__, shards
 from latent_prm.files import BadFile
+from latent_prm.growth import Growth
 from latent_prm.options import CollectOptions
-from latent_prm.reasoner import Growth, Reasoner
-from latent_prm.tasks import Question, Task, load_task
+from latent_prm.preview import preview
+from latent_prm.reasoner import Reasoner, batch_size
+from latent_prm.stopping import ending_on_sigterm, undisturbed
+from latent_prm.tasks import Question, Task, find_repeats, load_task
 from latent_prm.tree import ReasoningTree
 
 log = logging.getLogger(__name__)
 
-CACHE_BYTES = 2 * 2**30
-"""KV cache that a batch may take when no --batch_size is typed."""
-MOST_TOGETHER = 64
-"""Questions in such a batch: where more fit, the model is so small that more are no faster."""
+SHARD_BYTES = 256 * 2**20
+"""A shard that holds so many bytes of latents is closed, however few its questions: it bounds the memory."""
+MANY = 200
+"""Questions from which on compiling is worth its time."""
 FEW = 100
 """Labelled paths. With fewer there is hardly anything to learn from."""
 ROWS = {
@@ -56,8 +61,31 @@ ROWS = {
 }
 """Of the final table: a shard's accuracies and mixed_share."""
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+COUNTED = ("truncated_answers", "num_answers", "num_leaves", "leaves_in_mixed_questions", "stopped_early", "went_on")
+SPENT = ("prompt_tokens", "latents", "answer_tokens")
 
 _T = TypeVar("_T")
+
+
+class Engine(Protocol):
+    """What grows batches: this process, or the workers of a cluster."""
+
+    def grow(self, batches: Iterable[list[Question]]) -> Iterator[tuple[list[ReasoningTree], Counter[str]]]:
+        """The trees of each batch, in the order of the batches, and what they cost, as in ``Reasoner.spent``."""
+        ...
+
+
+class LocalEngine:
+    """Grows batch after batch in this process."""
+
+    def __init__(self, reasoner: Reasoner, task: Task, growth: Growth) -> None:
+        self.reasoner, self.task, self.growth = reasoner, task, growth
+
+    def grow(self, batches: Iterable[list[Question]]) -> Iterator[tuple[list[ReasoningTree], Counter[str]]]:
+        for batch in batches:
+            before = Counter(self.reasoner.spent)
+            trees = self.reasoner.grow(batch, self.task, self.growth)
+            yield trees, self.reasoner.spent - before
 
 
 def main(options: CollectOptions) -> None:
@@ -67,39 +95,86 @@ def main(options: CollectOptions) -> None:
     """
     logging.basicConfig(format="[Collector] %(message)s")
     logging.getLogger("latent_prm").setLevel(logging.INFO)
-    with _handling({signal.SIGTERM: _end}):
+    with ending_on_sigterm():
         task = load_task(options.task)
-        questions = draw(options, task)
-        reasoner = Reasoner.from_pretrained(options.model_path, device=options.device, dtype=options.dtype)
-        growth = reasoner.growth(**{field.name: getattr(options, field.name) for field in fields(Growth)})
-        with only_collector(Path(options.output_dir)) as folder:
-            writer = ShardWriter(folder, reasoner, describe(options, task, reasoner, growth))
+        questions, total = draw(options, task)
+        alone = options.engine == "local" and not options.dry_run
+        reasoner = Reasoner.from_pretrained(**loading(options, total), weights=alone)
+        growth = reasoner.growth(**options.growth())
+        if options.dry_run:
+            preview(questions, total, reasoner, growth, options)
+            return
+        with only_collector(options) as folder, running(options, total, reasoner, task, growth) as (engine, facts):
+            writer = ShardWriter(folder, name_of(options, task), describe(options, task, growth) | facts)
             done = finished(writer, options.skip_bad_files)
-            grow(questions, done, task, growth, writer, options)
+            if done:
+                log.info("%d questions are already in %s.", len(done), folder)
+            grow(questions, total, done, engine, Batches(reasoner, growth, options), writer)
             report(folder, options)
 
 
-def draw(options: CollectOptions, task: Task) -> list[Question]:
-    """The questions to ask, those already asked included. Raises ValueError when there are none."""
+def draw(options: CollectOptions, task: Task) -> tuple[Iterator[Question], int | None]:
+    """This job's questions, those already asked included, and how many they are (None: without end).
+
+    Raises ValueError when there are none.
+    """
     if options.split == "test":
         log.warning("These questions are from the test split: do not train on them.")
-    questions = task.questions(options.split, options.seed, options.max_samples)
-    if not questions:
-        raise ValueError(
-            f"{options.task} has no questions. Type --task arithmetic, search or the path of a .jsonl file."
-        )
-    return questions
+    for repeats in find_repeats(task, options.split):
+        log.warning("%s", repeats)
+    if options.max_samples == -1:
+        questions = task.stream(options.split, options.seed)
+        total = None if task.endless else sum(1 for _ in task.stream(options.split, options.seed))
+    else:
+        drawn = task.questions(options.split, options.seed, options.max_samples)
+        questions, total = iter(drawn), len(drawn)
+    number, jobs = options.share()
+    if total is not None:
+        total = len(range(number - 1, total, jobs))
+        if not total:
+            raise ValueError(f"{options.task} has no questions in the split {options.split} for this job.")
+    return islice(questions, number - 1, None, jobs), total
 
 
-def describe(options: CollectOptions, task: Task, reasoner: Reasoner, growth: Growth) -> dict[str, Any]:
+def loading(options: CollectOptions, total: int | None) -> dict[str, Any]:
+    """What ``Reasoner.from_pretrained`` takes. Steps are compiled where that pays for the minute it takes."""
+    many = total is None or total >= MANY
+    compiled = options.compile == "on" or (options.compile == "auto" and many and torch.cuda.is_available())
+    return options.reasoner() | {"compiled": compiled}
+
+
+@contextmanager
+def running(
+    options: CollectOptions, total: int | None, reasoner: Reasoner, task: Task, growth: Growth
+) -> Iterator[tuple[Engine, dict[str, Any]]]:
+    """The engine, and what the weights it grows with say of themselves."""
+    if options.engine == "local":
+        yield LocalEngine(reasoner, task, growth), reasoner.describe()
+        return
+    from latent_prm.cluster import RayEngine  # Ray is an extra
+
+    with RayEngine(loading(options, total), options.task, growth, options.num_workers) as engine:
+        yield engine, engine.describe()
+
+
+def describe(options: CollectOptions, task: Task, growth: Growth) -> dict[str, Any]:
     """What the metadata of every shard of this collection says alike."""
-    settings = {name: value for name, value in asdict(growth).items() if name != "seed"}
+    settings = {name: value for name, value in asdict(growth).items() if name not in ("seed", "runs", "judger")}
+    prompts = [run.prompt for run in growth.runs] + [growth.judger]
+    settings |= {
+        "num_paths": growth.num_paths,
+        "branches": ",".join(str(run.branches) for run in growth.runs),
+        "latent_steps": ",".join(str(run.latent_steps) for run in growth.runs),
+        "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16],
+    }
     return {
         "task": task.name,
         "model": options.model_path,
         "split": options.split,
         "seed": options.seed,
-        "settings": settings | {"dtype": reasoner.dtype, "weights": reasoner.digest()},
+        "settings": settings,
+        "agents": [run.agent for run in growth.runs],
+        "prompts": prompts,
     }
 
 
@@ -107,24 +182,40 @@ def describe(options: CollectOptions, task: Task, reasoner: Reasoner, growth: Gr
 
 
 @contextmanager
-def only_collector(folder: Path) -> Iterator[Path]:
-    """The folder, made if need be, with this process as its only collector. Raises ValueError naming another one."""
+def only_collector(options: CollectOptions) -> Iterator[Path]:
+    """The folder, made if need be, with this process as the only collector of its questions.
+
+    Jobs with a --shard of their own may write beside each other, but not beside one that asks all questions. Raises
+    ValueError naming the other one.
+    """
+    folder, (number, jobs) = Path(options.output_dir), options.share()
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as lock:
-        lock.seek(0)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = lock.read().strip() or "unknown"
-            way_out = "Wait until it is through, or type another --output_dir."
-            raise ValueError(f"Another collector (pid {owner}) is writing into {folder}. {way_out}") from None
-        lock.truncate(0)
-        print(os.getpid(), file=lock, flush=True)
-        for torn in folder.glob(".tmp-*"):  # of a collector that was killed: there is no other one
-            if re.fullmatch(r"\.tmp-\d+-[0-9a-f]{8}", torn.name) and torn.is_file():
-                log.warning("%s: removed: a write that was cut off.", torn)
-                torn.unlink()
-        yield folder
+    with open(folder / ".lock", "a+") as whole:
+        if jobs == 1:
+            _lock(whole, fcntl.LOCK_EX, folder)
+            for torn in folder.glob(".tmp-*"):  # of a collector that was killed: there is no other one
+                if re.fullmatch(r"\.tmp-\d+-[0-9a-f]{8}", torn.name) and torn.is_file():
+                    log.warning("%s: removed: a write that was cut off.", torn)
+                    torn.unlink()
+            yield folder
+        else:
+            _lock(whole, fcntl.LOCK_SH, folder)
+            with open(folder / f".lock-{number}of{jobs}", "a+") as own:
+                _lock(own, fcntl.LOCK_EX, folder)
+                yield folder
+
+
+def _lock(file: Any, kind: int, folder: Path) -> None:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "unknown"
+        way_out = "Wait until it is through, or type another --output_dir or --shard."
+        raise ValueError(f"Another collector (pid {owner}) is writing into {folder}. {way_out}") from None
+    if kind == fcntl.LOCK_EX:
+        file.truncate(0)
+        print(f"{os.getpid()} on {socket.gethostname()}", file=file, flush=True)
 
 
 def finished(writer: ShardWriter, skip_bad_files: bool) -> set[str]:
@@ -138,10 +229,15 @@ def finished(writer: ShardWriter, skip_bad_files: bool) -> set[str]:
     now = _typed(writer.facts)
     for path, metadata in _readable(writer.folder):
         then = _typed(metadata)
-        if changed := [f"--{name} {then.get(name)}, not {now[name]}" for name in now if then.get(name) != now[name]]:
+        differ = [name for name in now if then.get(name) != now[name]]
+        if changed := [f"--{name} {_brief(then.get(name))}, not {_brief(now[name])}" for name in differ]:
             way_out = "Type that to carry on there, or another --output_dir for a collection of its own."
             raise ValueError(f"{path} was grown with {'; '.join(changed)}. {way_out}")
     return done
+
+
+def _brief(value: Any) -> str:
+    return shorten(str(value), 100)
 
 
 def _readable(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -155,9 +251,9 @@ def _readable(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 def _typed(facts: dict[str, Any]) -> dict[str, Any]:
     """What must be alike in all shards of a folder, by the options' names."""
-    settings = dict(facts.get("settings") or {})
-    model = f"{facts.get('model')} (weights {settings.pop('weights', None)})"
-    return {"model_path": model, **{name: facts.get(name) for name in ("task", "split", "seed")}, **settings}
+    model = f"{facts.get('model')} (weights {facts.get('weights')})"
+    own = {name: facts.get(name) for name in ("task", "split", "seed", "dtype")}
+    return {"model_path": model, **own, **dict(facts.get("settings") or {})}
 
 
 # --- growing --------------------------------------------------------------------------------------------------------
@@ -166,33 +262,45 @@ def _typed(facts: dict[str, Any]) -> dict[str, Any]:
 class ShardWriter:
     """Holds the trees grown since the last shard, and commits them as the folder's next one."""
 
-    def __init__(self, folder: Path, reasoner: Reasoner, facts: dict[str, Any]) -> None:
-        self.folder, self.reasoner, self.facts = folder, reasoner, facts
+    def __init__(self, folder: Path, name: str, facts: dict[str, Any]) -> None:
+        self.folder, self.name, self.facts = folder, name, facts
         self._start()
 
     def _start(self) -> None:
         self.trees: list[ReasoningTree] = []
-        self.began, self.spent_before = time.monotonic(), Counter(self.reasoner.spent)
+        self.spent: Counter[str] = Counter()
+        self.bytes, self.began = 0, time.monotonic()
+
+    def add(self, trees: list[ReasoningTree], spent: Counter[str]) -> None:
+        """Hold a batch's trees and what they cost."""
+        self.trees += trees
+        self.spent += spent
+        held = chain.from_iterable((path.latents, path.hidden) for tree in trees for path in tree.paths)
+        self.bytes += sum(tensor.nbytes for tensor in held if tensor is not None)
 
     def commit(self) -> None:
         """Write what is held, if anything. Ctrl-C and SIGTERM wait until it is written and no longer held."""
-        with _undisturbed():
+        with undisturbed():
             if self.trees:
-                shards.write_shard(self.trees, self.folder, self._name(), self.facts | self._counted())
+                shards.write_shard(self.trees, self.folder, self._free_name(), self.facts | self._counted())
             self._start()
 
-    def _name(self) -> str:
+    def _free_name(self) -> str:
         """The first name that no finished shard has; an unfinished one of that name is overwritten."""
-        task = re.sub(r"[^A-Za-z0-9.]+", "-", self.facts["task"]).strip("-.")[:100] or "task"
         taken = {path.stem for path in shards.scan(self.folder)[0]}
-        names = (f"{task}_{self.facts['split']}_seed{self.facts['seed']}_{i:05d}" for i in count())
-        return next(name for name in names if name not in taken)
+        return next(name for i in count() if (name := f"{self.name}_{i:05d}") not in taken)
 
     def _counted(self) -> dict[str, Any]:
-        spent = self.reasoner.spent - self.spent_before
+        leaves = [sum(not tree.paths[i].noise_free for i in tree.leaves()) for tree in self.trees]
+        asked = self.facts["settings"]["num_paths"]
         return {
             "truncated_answers": sum(a.truncated for tree in self.trees for path in tree.paths for a in path.answers),
-            **{name: spent[name] for name in ("prompt_tokens", "latents", "answer_tokens")},
+            "num_answers": sum(len(path.answers) for tree in self.trees for path in tree.paths),
+            **{name: self.spent[name] for name in SPENT},
+            "num_leaves": sum(leaves),
+            "leaves_in_mixed_questions": sum(n for n, tree in zip(leaves, self.trees, strict=True) if tree.mixed),
+            "stopped_early": sum(n < asked for n in leaves),
+            "went_on": sum(n > asked for n in leaves),
             "seconds": round(time.monotonic() - self.began, 3),
             "versions": {
                 "python": platform.python_version(),
@@ -203,90 +311,87 @@ class ShardWriter:
         }
 
 
+def name_of(options: CollectOptions, task: Task) -> str:
+    """What this job's shards are called, but for their number."""
+    named = re.sub(r"[^A-Za-z0-9.]+", "-", task.name).strip("-.")[:100] or "task"
+    number, jobs = options.share()
+    job = f"_job{number}of{jobs}" if jobs > 1 else ""
+    return f"{named}_{options.split}_seed{options.seed}{job}"
+
+
+class Batches:
+    """Cuts questions into batches that fit into memory, and never across shards: after a kill the same ones come."""
+
+    def __init__(self, reasoner: Reasoner, growth: Growth, options: CollectOptions) -> None:
+        self.reasoner, self.growth = reasoner, growth
+        self.batch_size, self.shard_size = options.batch_size, options.shard_size
+
+    def of(self, questions: Iterable[Question]) -> Iterator[list[Question]]:
+        """The batches, cut when they are asked for."""
+        for part in pieces(questions, self.shard_size):
+            yield from pieces(part, self.batch_size or batch_size(self.reasoner, part, self.growth))
+
+
 def grow(
-    questions: list[Question],
+    questions: Iterable[Question],
+    total: int | None,
     done: set[str],
-    task: Task,
-    growth: Growth,
+    engine: Engine,
+    batches: Batches,
     writer: ShardWriter,
-    options: CollectOptions,
 ) -> None:
     """Grow the questions that are not done, batch by batch, and commit shard by shard.
 
-    However it ends, the trees of all whole batches are committed. Raises ValueError when the device's memory is full.
+    However it ends, the trees of all whole batches are committed.
     """
-    together = options.batch_size or batch_size(writer.reasoner, questions, growth)
-    todo = [question for question in questions if question.id not in done]
-    if kept := len(questions) - len(todo):
-        log.info("%d of %d questions are already in %s.", kept, len(questions), writer.folder)
+    kept, began = 0, time.monotonic()
     shares: dict[str, list[float]] = {"noise-free": [], "one noisy path": [], "mixed": []}
-    try:
-        with tqdm(total=len(questions), initial=kept, desc="Growing", unit=" questions", bar_format=BAR) as bar:
-            for part in _pieces(todo, options.shard_size):
-                for batch in _pieces(part, together):  # never across shards: after a kill the same batches come again
-                    trees = writer.reasoner.grow(batch, task, growth)
-                    writer.trees += trees
-                    kept += len(trees)
-                    bar.update(len(trees))
-                    bar.set_postfix_str(_shares(trees, shares))
-                writer.commit()
-    except BaseException as error:
-        writer.commit()
-        log.warning("Stopped: %d of %d questions are kept in %s.", kept, len(questions), writer.folder)
-        if isinstance(error, torch.OutOfMemoryError):
-            way_out = f"--batch_size {together // 2}" if together > 1 else "a lower --num_paths or --max_new_tokens"
-            raise ValueError(f"The memory is too small for {together} questions at once. Type {way_out}.") from error
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            log.warning("Type the same command again to carry on.")
-        raise
+
+    def todo() -> Iterator[Question]:
+        nonlocal kept
+        for question in questions:
+            if question.id in done:
+                kept += 1
+                bar.initial, bar.n = bar.initial + 1, bar.n + 1  # not counted as speed
+            else:
+                yield question
+
+    with tqdm(total=total, desc="Growing", unit=" questions", bar_format=BAR if total else None) as bar:
+        try:
+            for trees, spent in engine.grow(batches.of(todo())):
+                writer.add(trees, spent)
+                kept += len(trees)
+                bar.set_postfix_str(_told(trees, shares, time.monotonic() - began), refresh=False)
+                bar.update(len(trees))
+                if len(writer.trees) >= batches.shard_size or writer.bytes >= SHARD_BYTES:
+                    writer.commit()
+            writer.commit()
+        except BaseException as error:
+            writer.commit()
+            of = "" if total is None else f" of {total}"
+            log.warning("Stopped: %d%s questions are kept in %s.", kept, of, writer.folder)
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                log.warning("Type the same command again to carry on.")
+            raise
 
 
-def batch_size(reasoner: Reasoner, questions: list[Question], growth: Growth) -> int:
-    """How many questions to grow together. It depends on all of them, done or not, so that batches come out alike."""
-    longest = max(questions, key=lambda question: len(question.text))
-    return max(1, min(MOST_TOGETHER, CACHE_BYTES // reasoner.cache_bytes(longest, growth)))
-
-
-def _shares(trees: list[ReasoningTree], shares: dict[str, list[float]]) -> str:
+def _told(trees: list[ReasoningTree], shares: dict[str, list[float]], seconds: float) -> str:
     """Adds these trees to the shares (right noise-free paths, right noisy ones, mixed questions) and spells them."""
     for tree in trees:
-        for path in tree.paths:
+        for i in tree.leaves():
+            path = tree.paths[i]
             shares["noise-free" if path.noise_free else "one noisy path"].append(path.prm_score or 0.0)
         shares["mixed"].append(tree.mixed)
-    return ", ".join(f"{name} {fmean(values):.2f}" for name, values in shares.items())
+    paths = len(shares["one noisy path"]) / max(seconds, 1e-9)
+    told = ", ".join(f"{name} {fmean(values):.2f}" for name, values in shares.items() if values)
+    return f"{paths:.0f} paths/s, {told}"
 
 
-def _pieces(items: list[_T], size: int) -> Iterator[list[_T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
-# --- being stopped --------------------------------------------------------------------------------------------------
-
-
-def _end(number: int, frame: object) -> NoReturn:
-    raise SystemExit(128 + number)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Inside, Ctrl-C and SIGTERM wait; after it the first of them is taken up."""
-    waiting: list[int] = []
-    with _handling(dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda number, frame: waiting.append(number))):
-        yield
-    if waiting:
-        signal.raise_signal(waiting[0])
-
-
-@contextmanager
-def _handling(handlers: dict[signal.Signals, Callable[[int, Any], Any]]) -> Iterator[None]:
-    """Inside, these handle the signals. Only the main thread may set handlers: in another one nothing changes."""
-    main_thread = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items() if main_thread}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def pieces(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """Lists of ``size`` items each; the last may be shorter."""
+    rest = iter(items)
+    while piece := list(islice(rest, size)):
+        yield piece
 
 
 # --- reporting ------------------------------------------------------------------------------------------------------
@@ -297,6 +402,7 @@ def report(folder: Path, options: CollectOptions) -> None:
     parts = [metadata for _, metadata in _readable(folder)]
     sizes = [part["num_questions"] for part in parts]
     labelled = sum(part["num_labelled"] for part in parts)
+    until_mixed = options.until_mixed
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column(f"{sum(sizes):,} questions, {labelled:,} labelled paths in {folder}")
     table.add_column("share", justify="right")
@@ -305,11 +411,23 @@ def report(folder: Path, options: CollectOptions) -> None:
         known = [(value, size) for value, size in zip(values, sizes, strict=True) if value is not None]
         mean = sum(value * size for value, size in known) / sum(size for _, size in known) if known else None
         table.add_row(title, "-" if mean is None else f"{mean:.3f}")
-    truncated = sum(part.get("truncated_answers", 0) for part in parts)
-    table.add_row("answers cut off at --max_new_tokens", f"{truncated / max(1, labelled):.3f}")
+    told = Counter({name: sum(part.get(name, 0) for part in parts) for name in COUNTED})
+    table.add_row(
+        "answers cut off at --max_new_tokens", f"{told['truncated_answers'] / max(1, told['num_answers']):.3f}"
+    )
+    if until_mixed:
+        table.add_row(
+            "paths that are in such questions", f"{told['leaves_in_mixed_questions'] / told['num_leaves']:.3f}"
+        )
     console = Console(highlight=False, markup=False)
     console.print()
     console.print(table)
+    if until_mixed:
+        asked = sum(sizes) * parts[0]["settings"]["num_paths"]
+        console.print(
+            f"until_mixed: {told['stopped_early']:,} questions stopped early, {told['went_on']:,} went on: "
+            f"{told['num_leaves']:,} paths grown instead of {asked:,}"
+        )
     _warn([sum(column) for column in zip(*(part["score_histogram"] for part in parts), strict=True)])
     console.print(f"\nNext: {next_command(options)}", soft_wrap=True)
 

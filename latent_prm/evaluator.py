@@ -21,14 +21,14 @@ from rich.table import Table
 from torch import Tensor
 
 from latent_prm.files import load_json, save_json
+from latent_prm.grading import question_digest
 from latent_prm.metrics import CHOSEN, METHODS, MOST_SUBSETS, Comparison, Interval, Method, Pool, compare
 from latent_prm.model import QwenLatentPRM
 from latent_prm.options import BUILTIN, EvaluateOptions
 from latent_prm.plots import LABELS, NoMatplotlib, accuracy_curve, calibration_curve
-from latent_prm.reasoner import pick_device
+from latent_prm.pretrained import pick_device
 from latent_prm.selector import candidates
 from latent_prm.shards import load_trees
-from latent_prm.tasks import question_digest
 from latent_prm.tree import ReasoningTree
 
 log = logging.getLogger(__name__)

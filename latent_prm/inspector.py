@@ -1,11 +1,12 @@
-"""What is in a folder of shards, as a table: ``latent-prm inspect prm_data``.
+"""What is in a folder of shards, as a table: ``latent-prm inspect prm_data``, and some trees: ``--show 3``.
 
-This room hides the drawing. It reads metadata and checks sums, but loads no latents.
+This room hides the drawing. For the table it reads metadata and checks sums, but loads no latents.
 """
 
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 from rich import box
@@ -14,14 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from latent_prm import files, shards
+from latent_prm.foreign import Harvest
 from latent_prm.options import InspectOptions
+from latent_prm.tree import ReasoningTree
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 HEADERS = ("ques-\ntions", "paths", "label-\nled", "width", "mixed", "noise\nfree", "ran-\ndom", "majo-\nrity", "any")
 
 
 def main(options: InspectOptions) -> None:
-    """Print one row per shard, a total, and by name whatever is unfinished or damaged.
+    """Print one row per shard, a total, the trees that are asked for, and by name whatever is unfinished or damaged.
 
     Raises:
         shards.NoData: there is no ``.pt`` in the folder.
@@ -33,6 +36,8 @@ def main(options: InspectOptions) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, 120)  # into a file or pipe there is no edge that names must fold at
+    if harvest := shards.nested_files(options.path):
+        return _nested(console, options, harvest)
     sound: dict[str, dict[str, Any]] = {}
     damaged: list[str] = []
     for path in finished:
@@ -45,6 +50,7 @@ def main(options: InspectOptions) -> None:
     if sound:
         console.print(_table(options.path, sound))
         console.print("Histogram: labelled paths by prm_score, from 0 (left) to 1 (right).", highlight=False)
+    _show(console, _chosen((shards.read_shard(path) for path in finished if path.stem in sound), options.show))
     for path in unfinished:
         _say(console, f"Unfinished, not read: {path.name} (no {shards.metadata_path(path).name} beside it)")
     if damaged:
@@ -98,6 +104,35 @@ def _total(parts: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "score_histogram": [sum(column) for column in zip(*(part["score_histogram"] for part in parts), strict=True)],
     }
+
+
+def _nested(console: Console, options: InspectOptions, harvest: Harvest) -> None:
+    """Another program's files: what was counted, instead of a table."""
+    for sentence in harvest.say():
+        _say(console, sentence)
+    _show(console, _chosen([harvest.trees], options.show))
+    _say(console, f"Next: latent-prm convert {options.path} --output_dir FOLDER")
+    if harvest.bad:
+        raise files.BadFile("\n".join(harvest.bad))
+
+
+def _chosen(parts: Iterable[list[ReasoningTree]], count: int) -> list[ReasoningTree]:
+    """The first ``count`` trees whose outcomes are mixed; where there are too few, the first others after them."""
+    mixed: list[ReasoningTree] = []
+    others: list[ReasoningTree] = []
+    for trees in parts if count else []:
+        for tree in trees:
+            (mixed if tree.mixed else others).append(tree)
+        del others[count:]
+        if len(mixed) >= count:
+            break
+    return [*mixed, *others][:count]
+
+
+def _show(console: Console, trees: list[ReasoningTree]) -> None:
+    for tree in trees:
+        text = tree.show(min(console.width, 120))
+        console.print(f"\n{text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _say(console: Console, text: str) -> None:

@@ -21,7 +21,7 @@ from latent_prm import files
 from latent_prm.demo import prm_folder, reader_folder
 from latent_prm.options import BUILTIN, Context
 from latent_prm.packing import PackedBatch, pack
-from latent_prm.reasoner import find_folder
+from latent_prm.pretrained import find_folder, loading
 from latent_prm.tree import Path as LatentPath
 from latent_prm.tree import ReasoningTree
 
@@ -61,8 +61,9 @@ class QwenLatentPRM(nn.Module):
                 raise ValueError("QwenLatentPRM needs model_path: a Hugging Face folder or name, as Qwen/Qwen3-0.6B.")
             model_path = find_folder(str(model_path), reader_folder)
             # transformers would load the checkpoint's dtype; bfloat16 parameters swallow updates of 2e-5.
-            backbone = AutoModel.from_pretrained(model_path, dtype=torch.float32, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=False)
+            with loading(model_path):
+                backbone = AutoModel.from_pretrained(model_path, dtype=torch.float32, trust_remote_code=False)
+                tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=False)
         self.backbone, self.tokenizer = backbone, tokenizer
         self.max_seq_length: int = 512
         """Latents of a chain that it was trained to read; longer chains lose latents at the root end."""

@@ -6,8 +6,10 @@ A ``ValueError`` raised here names the value that is wrong and what to type inst
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+import re
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import tyro
 
@@ -15,6 +17,8 @@ Device = str
 Split = Literal["train", "validation", "test"]
 Pooling = Literal["mean", "last", "max"]
 Context = Literal["question", "none"]
+Diversity = Literal["noise", "temperature", "dropout", "hybrid"]
+Align = Literal["ridge", "rescale", "none"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 BUILTIN = "builtin"
@@ -23,53 +27,193 @@ BUILTIN = "builtin"
 
 def _at_least(least: float, **values: float | None) -> None:
     for name, value in values.items():
-        if value is not None and value < least:
-            raise ValueError(f"--{name} is {value}, but it must be at least {least}.")
+        if value is not None and not least <= value < math.inf:
+            raise ValueError(
+                f"--{name} is {value}, but it must be {'a number of ' if value != value else ''}at least {least}."
+            )
+
+
+_LOADING = ("model_path", "revision", "align", "device", "dtype")
+_GROWING = ("answers_per_leaf", "until_mixed", "noise_free", "keep_hidden")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectOptions:
-    """Grow trees of latent paths and write them as shards."""
+class GrowthOptions:
+    """Which reasoner thinks, and how: alike in every stage that grows trees."""
 
     model_path: str = BUILTIN
     """The reasoner: a Hugging Face folder or hub name, or "builtin"."""
-    task: str = "arithmetic,search"
-    """Where questions come from: arithmetic, search, several with commas, or the path of a .jsonl file."""
-    split: Split = "train"
-    """Which part of the task to draw from. A .jsonl file is its own split."""
-    output_dir: str = "prm_data"
-    """The folder the shards go to. The same command in the same folder carries on where it stopped."""
-    max_samples: int = 1000
-    """How many questions to ask. -1: all that a .jsonl file has."""
-    num_paths: int = 16
-    """Noisy paths per question. Each tree also carries its noise-free path, which is not counted here."""
-    latent_steps: int | None = None
-    """Latents per path. Left out: what the reasoner's config names, else 10."""
-    noise: float | None = None
-    """Gaussian noise on every latent, relative to its root mean square. Left out: the reasoner's own, else 0.1."""
-    temperature: float = 0.0
-    """Temperature of the decoded answer. 0: always the likeliest token."""
-    max_new_tokens: int | None = None
-    """Longest answer, in tokens. Left out: what the reasoner's config names, else 256."""
-    batch_size: int | None = None
-    """Questions grown together. Left out: as many as fit about 2 GiB of KV cache, at most 64."""
-    shard_size: int = 500
-    """Questions per shard file."""
-    seed: int = 42
-    """Fixes the questions and every path's noise."""
+    revision: str | None = None
+    """The hub's branch, tag or commit. Left out: main."""
+    align: Align | None = None
+    """How a hidden state becomes the next input: LatentMAS' ridge, its norm alone (rescale), or none. Left out: the
+    reasoner's own map where its config names one, else ridge."""
     device: Device = "auto"
     """cuda, cpu, or auto: CUDA when there is one, else the CPU, said aloud."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of the reasoner. auto: bfloat16 on CUDA, float32 on the CPU."""
+    pipeline: str = "solo"
+    """Who thinks: solo, sequential (planner, critic, refiner, judger), hierarchical (specialists, then a summariser),
+    or a .yaml file."""
+    think: bool = False
+    """Put the prompts in the thinking mode of a reasoning model's chat template."""
+    num_paths: int | None = None
+    """Leaves per question. Each tree also carries its noise-free path, which is not counted here. Left out: what the
+    branches make, else 16."""
+    branches: str | None = None
+    """Paths that begin at each agent under every path so far, as 8,2,2. A solo agent's latents are cut into as many
+    runs. Left out: all at a lone agent, else spread over all agents."""
+    latent_steps: int | None = None
+    """Latents per agent. Left out: what the reasoner's config names, else 10."""
+    diversity_strategy: Diversity = "noise"
+    """What makes paths differ: noise (Gaussian, on every latent), temperature (latents as mixtures of word embeddings,
+    with Gumbel noise), dropout (in latent steps only), or hybrid (all three)."""
+    noise: float | None = None
+    """Gaussian noise on every latent, relative to its root mean square. Left out: the reasoner's own, else 0.1."""
+    soft_temperature: float = 1.0
+    """Of the mixtures that diversity_strategy temperature and hybrid feed."""
+    dropout: float = 0.2
+    """Share of units that diversity_strategy dropout and hybrid drop."""
+    temperature: float = 0.0
+    """Temperature of the decoded answer. 0: always the likeliest token."""
+    top_p: float = 1.0
+    """Draw answer tokens from the likeliest that together have this probability."""
+    max_new_tokens: int | None = None
+    """Longest answer, in tokens. Left out: what the reasoner's config names, else 256."""
+    seed: int = 42
+    """Fixes the questions and every path."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, num_paths=self.num_paths, max_new_tokens=self.max_new_tokens)
+        _at_least(0, latent_steps=self.latent_steps, noise=self.noise, temperature=self.temperature)
+        for name, value, most in (("dropout", self.dropout, 1.0), ("top_p", 1 - self.top_p, 1.0)):
+            if not 0 <= value < most:
+                said = f"--{name} is {getattr(self, name)}, but it is a share"
+                raise ValueError(
+                    f"{said}: type a number {'above 0, up to 1' if name == 'top_p' else 'from 0 to below 1'}."
+                )
+        if self.soft_temperature <= 0:
+            raise ValueError(f"--soft_temperature is {self.soft_temperature}, but it must be above 0.")
+        self.branch_counts()
+
+    def branch_counts(self) -> tuple[int, ...] | None:
+        """``branches`` as numbers. Raises ValueError when it is no list of them."""
+        if self.branches is None:
+            return None
+        counts = self.branches.replace(" ", "").split(",")
+        if not all(count.isdecimal() and int(count) > 0 for count in counts):
+            raise ValueError(
+                f"--branches is {self.branches!r}. Type whole numbers from 1 with commas: --branches 8,2,2"
+            )
+        return tuple(map(int, counts))
+
+    def reasoner(self) -> dict[str, Any]:
+        """What ``Reasoner.from_pretrained`` takes."""
+        return {name: getattr(self, name) for name in _LOADING}
+
+    def growth(self) -> dict[str, Any]:
+        """What ``Reasoner.growth`` takes."""
+        shared = [field.name for field in fields(GrowthOptions) if field.name not in _LOADING]
+        own = [name for name in _GROWING if hasattr(self, name)]
+        return {name: getattr(self, name) for name in (*shared, *own)} | {"branches": self.branch_counts()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions(GrowthOptions):
+    """Grow trees of latent paths and write them as shards."""
+
+    task: str = "arithmetic,search"
+    """Where questions come from: arithmetic, search, gsm8k and other names (a wrong one lists them), gym:NAME, a
+    .jsonl, .csv or .parquet file, or several with commas."""
+    split: Split = "train"
+    """Which part of the task to draw from. A file is its own split."""
+    output_dir: str = "prm_data"
+    """The folder the shards go to. The same command in the same folder carries on where it stopped."""
+    max_samples: int = 1000
+    """How many questions to ask. -1: all there are; of a generated task, until Ctrl-C."""
+    answers_per_leaf: int = 1
+    """Answers decoded at every leaf, for a finer prm_score; they differ by the temperature."""
+    until_mixed: bool = False
+    """Stop a question whose first half of the paths all came out alike, and give any other as many again."""
+    noise_free: bool = True
+    """Grow each question's noise-free path too, the rival in every later table."""
+    keep_hidden: bool = False
+    """Store the hidden states before noise beside the latents as fed; twice the size."""
+    batch_size: int | None = None
+    """Questions grown together. Left out: as many as fit (about 2 GiB on a CPU, 80 % of a GPU), at most 64."""
+    shard_size: int = 500
+    """Questions per shard file; one of 256 MiB is closed sooner."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the latent steps and the decoding. auto: on CUDA, for 200 questions or more."""
+    engine: Literal["local", "ray"] = "local"
+    """ray: on several GPUs or machines, through the cluster at RAY_ADDRESS, else one started here."""
+    num_workers: int | None = None
+    """Reasoners that --engine ray runs. Left out: one per GPU, else one."""
+    shard: str | None = None
+    """2/4: ask every fourth question, from the second on, beside other jobs that write into the same folder."""
+    dry_run: bool = False
+    """Load no weights and grow nothing: print the plan, what memory and disk it takes, and one rendered prompt."""
     skip_bad_files: bool = False
     """Carry on when a shard already in the folder is damaged, naming it and leaving it out."""
 
     def __post_init__(self) -> None:
-        _at_least(1, num_paths=self.num_paths, latent_steps=self.latent_steps, batch_size=self.batch_size)
-        _at_least(1, shard_size=self.shard_size, max_new_tokens=self.max_new_tokens)
-        _at_least(0, noise=self.noise, temperature=self.temperature)
+        super().__post_init__()
+        _at_least(1, answers_per_leaf=self.answers_per_leaf, batch_size=self.batch_size, shard_size=self.shard_size)
+        _at_least(1, num_workers=self.num_workers)
         if self.max_samples != -1:
             _at_least(1, max_samples=self.max_samples)
+        if self.num_workers is not None and self.engine != "ray":
+            raise ValueError(f"--num_workers is {self.num_workers}, but only --engine ray has workers.")
+        self.share()
+
+    def share(self) -> tuple[int, int]:
+        """(i, N) of ``shard``; (1, 1) without one. Raises ValueError when it is not i/N with 1 <= i <= N."""
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.shard or "1/1")
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise ValueError(f"--shard is {self.shard!r}. Type i/N, with i from 1 to N: --shard 2/4")
+        return int(found[1]), int(found[2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneNoiseOptions(GrowthOptions):
+    """Find the noise at which the most questions have both right and wrong paths, at little loss of accuracy."""
+
+    task: str = "arithmetic,search"
+    """Where questions come from, as in collect."""
+    split: Split = "validation"
+    """Which part of the task to draw from. A file is its own split."""
+    max_samples: int = 200
+    """Questions to try every noise on."""
+    noises: str = "0.05,0.1,0.15,0.2,0.3,0.4,0.5,0.6,0.8,1.0"
+    """The strengths to try, with commas."""
+    max_loss: float = 0.05
+    """How much of the noise-free path's accuracy a single noisy path may lose."""
+    output_dir: str = "reports"
+    """Where noise.json and the picture go."""
+    batch_size: int | None = None
+    """Questions grown together. Left out: as many as fit (about 2 GiB on a CPU, 80 % of a GPU), at most 64."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(1, max_samples=self.max_samples, batch_size=self.batch_size)
+        _at_least(0, max_loss=self.max_loss)
+        if self.noise is not None:
+            raise ValueError("--noise is what is looked for. Type --noises 0.1,0.2,0.4 to say which to try.")
+        if self.diversity_strategy not in ("noise", "hybrid"):
+            raise ValueError(
+                f"--diversity_strategy is {self.diversity_strategy}, which has no noise to tune. Type noise or hybrid."
+            )
+        self.strengths()
+
+    def strengths(self) -> list[float]:
+        """``noises`` as numbers, in order. Raises ValueError when it is no list of them."""
+        try:
+            found = sorted({float(one) for one in self.noises.split(",")})
+        except ValueError:
+            found = []
+        if not found or not all(0 < one < float("inf") for one in found):
+            raise ValueError(f"--noises is {self.noises!r}. Type numbers above 0 with commas: --noises 0.1,0.2,0.4")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,37 +313,20 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SolveOptions:
+class SolveOptions(GrowthOptions):
     """Answer one question: grow paths, score them, vote."""
 
     question: tyro.conf.Positional[str]
     """The question, in quotes."""
     checkpoint: str = BUILTIN
     """A checkpoint folder (…/best), or "builtin" for the PRM that comes with the package."""
-    model_path: str = BUILTIN
-    """The reasoner: a Hugging Face folder or hub name, or "builtin"."""
     task: str = "arithmetic"
     """How the question is put and its answer read: arithmetic, search or text (an ordinary question)."""
-    num_paths: int = 16
-    """Noisy paths to grow."""
-    latent_steps: int | None = None
-    """Latents per path. Left out: what the reasoner's config names, else 10."""
-    noise: float | None = None
-    """Gaussian noise on every latent, relative to its root mean square. Left out: the reasoner's own, else 0.1."""
-    temperature: float = 0.0
-    """Temperature of the decoded answer. 0: always the likeliest token."""
-    max_new_tokens: int | None = None
-    """Longest answer, in tokens. Left out: what the reasoner's config names, else 256."""
-    seed: int = 42
-    """Fixes every path's noise."""
-    device: Device = "auto"
-    """cuda, cpu, or auto: CUDA when there is one, else the CPU, said aloud."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.question.strip():
             raise ValueError('The question is empty. Type it in quotes: latent-prm solve "Ann has 12 apples. ..."')
-        _at_least(1, num_paths=self.num_paths, latent_steps=self.latent_steps, max_new_tokens=self.max_new_tokens)
-        _at_least(0, noise=self.noise, temperature=self.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,3 +335,20 @@ class InspectOptions:
 
     path: tyro.conf.Positional[str] = "prm_data"
     """The folder with the shards."""
+    show: int = 0
+    """Print so many trees as text, those with right and wrong answers first."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, show=self.show)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """Turn the nested .pt files of another program into shards."""
+
+    path: tyro.conf.Positional[str]
+    """The folder with the nested files."""
+    output_dir: str = "prm_data"
+    """The folder the shards go to. Questions that are there already are left as they are."""
+    use_heuristic_scores: bool = False
+    """Take that program's guesses for the label-free score (train --no-use_prm_score). They never become labels."""

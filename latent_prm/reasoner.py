@@ -1,8 +1,8 @@
 """A frozen language model that thinks in latents: it grows trees of latent paths and decodes their answers.
 
-This room hides the latent feedback (how a hidden state becomes the next input), the noise that tells paths apart, the
-KV cache and the decoding. Everything is batched over questions and paths; a path's randomness comes from the seed, its
-question's id and its own index, never from its place in a batch.
+This room hides how agents follow each other, how paths branch, and how a batch is made to fit into memory. Everything
+is batched over questions and paths; a path's randomness comes from the seed, its question's id and its own number,
+never from its place in a batch.
 """
 
 from __future__ import annotations
@@ -10,136 +10,39 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from latent_prm.demo import reasoner_folder
-from latent_prm.options import BUILTIN
-from latent_prm.prompts import solo_prompt
+from latent_prm.feedback import Dropout, LatentMap, SoftMixture, own_settings
+from latent_prm.growth import NOISE, NOISE_FREE, Chance, Growth, draw, plan
+from latent_prm.memory import MOST_TOGETHER, Footprint, budget, footprint
+from latent_prm.options import BUILTIN, Align, Diversity
+from latent_prm.pretrained import find_folder, loading, pick_device
+from latent_prm.prompts import Pipeline, load_pipeline, render
 from latent_prm.tasks import Question, Task
+from latent_prm.thought import CompiledStep, Thought, decode, likeliest_or_drawn
 from latent_prm.tree import Answer, ReasoningTree
 from latent_prm.tree import Path as LatentPath
 
 log = logging.getLogger(__name__)
 
-NOISE = 0.1
-"""Where neither the caller nor the reasoner's config says."""
-RIDGE = 1e-5
-"""λ of the alignment, as in LatentMAS (arXiv 2511.20639)."""
-
-
-def pick_device(device: str) -> torch.device:
-    """The device to compute on; ``auto`` is CUDA when there is one, else the CPU, said aloud.
-
-    Raises ValueError for one that is not there.
-    """
-    if device == "auto":
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-        log.info("device: %s (--device auto)", found)
-        return torch.device(found)
-    try:
-        where = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"--device is {device}, but there is no such kind. Type cuda, cpu or auto.") from None
-    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
-        found = f"{torch.cuda.device_count()} CUDA devices were" if torch.cuda.is_available() else "no CUDA device was"
-        raise ValueError(f"--device is {device}, but {found} found. Type --device cpu, or auto.")
-    return where
-
-
-def find_folder(model_path: str, builtin: Callable[[], Path] = reasoner_folder) -> str:
-    """The folder or hub name behind a ``--model_path``. Raises ValueError for a local path that holds no model."""
-    if model_path == BUILTIN:
-        return str(builtin())
-    folder = Path(model_path).expanduser()
-    looks_local = model_path.startswith((".", "/", "~")) or model_path.count("/") > 1 or folder.exists()
-    if looks_local and not (folder / "config.json").is_file():
-        way_out = 'Type --model_path with a Hugging Face folder or hub name, or "builtin".'
-        raise ValueError(f"No model in {model_path}: there is no config.json. {way_out}")
-    return str(folder) if folder.is_dir() else model_path
-
-
-class LatentMap(nn.Module):
-    """How a hidden state (after the final norm) becomes the next input embedding.
-
-    A model trained to think in latents names its own map in its config (``latent_prm.latent_map``: a plain factor). Any
-    other model gets the LatentMAS alignment (arXiv 2511.20639): ``W_a = (W_outᵀ W_out + λI)⁻¹ W_outᵀ W_in``, then the
-    mean norm of the input embeddings, computed once in float32 from the embeddings as the model really feeds them.
-    """
-
-    matrix: Tensor
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        named = _own(model).get("latent_map")
-        self.factor = float(named["factor"]) if named else None
-        if self.factor is None:
-            matrix, self.norm = _align(model)
-            self.register_buffer("matrix", matrix)
-
-    def forward(self, hidden: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """The next input embedding, float32."""
-        hidden = hidden.float()
-        if self.factor is not None:
-            return hidden * self.factor
-        return F.normalize(hidden @ self.matrix, dim=-1) * self.norm
-
-
-def _own(model: Any) -> dict[str, Any]:
-    """What a model made for thinking in latents says of itself in its config."""
-    return getattr(model.config, "latent_prm", None) or {}
-
-
-def _align(model: Any) -> tuple[Float[Tensor, "D D"], float]:
-    embed, out = model.get_input_embeddings(), model.get_output_embeddings().weight
-    width, vocabulary = out.shape[1], embed.weight.shape[0]
-    gram = torch.zeros(width, width, device=out.device)
-    cross, norm = torch.zeros_like(gram), 0.0
-    for ids in torch.arange(min(vocabulary, out.shape[0]), device=out.device).split(8192):
-        rows_in, rows_out = embed(ids).float(), out[ids].float()  # embed(), not its weight: some models scale inside
-        gram += rows_out.T @ rows_out
-        cross += rows_out.T @ rows_in
-        norm += rows_in.norm(dim=-1).sum().item()
-    eye = torch.eye(width, device=out.device)
-    return torch.linalg.solve(gram + RIDGE * eye, cross), norm / min(vocabulary, out.shape[0])
-
 
 @dataclass(frozen=True)
-class Growth:
-    """What :meth:`Reasoner.grow` is asked for, with every default filled in."""
+class _Row:
+    """Whose sequence a row of the batch is."""
 
-    num_paths: int
-    latent_steps: int
-    noise: float | dict[str, float]
-    """Relative to the latent's root mean square; a dict says it by task."""
-    temperature: float
-    max_new_tokens: int
-    seed: int
-
-    def noise_of(self, task: str) -> float:
-        """The noise for a question of a task."""
-        return self.noise.get(task, NOISE) if isinstance(self.noise, dict) else self.noise
-
-
-@dataclass
-class _Thought:
-    """A batch of sequences in mid-thought. Rows are independent: their caches are copies, never shared."""
-
-    cache: Any
-    mask: Int[Tensor, "B S"]
-    hidden: Float[Tensor, "B D"]
-
-    def select(self, rows: Int[Tensor, " K"]) -> None:
-        self.cache.batch_select_indices(rows)
-        self.mask, self.hidden = self.mask[rows], self.hidden[rows]
+    question: int
+    number: int | None = None
+    """Of the path among all paths of its run, as `growth.draw` takes it; None before the first branching."""
+    path: int | None = None
+    """Its index among the question's paths; None until something has been thought."""
 
 
 class Reasoner:
@@ -148,215 +51,410 @@ class Reasoner:
     spent: Counter[str]
     """What its growing has cost so far, in ``prompt_tokens``, ``latents`` and ``answer_tokens``."""
 
-    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, name: str, align: Align | None = None, compiled: bool = False
+    ) -> None:
         self.model, self.tokenizer, self.name = model.eval().requires_grad_(False), tokenizer, name
         self.device: torch.device = model.device
         self.spent = Counter()
-        with torch.no_grad():
-            self.latent_map = LatentMap(model)
+        if model.device.type != "meta":  # else there are no weights
+            with torch.no_grad():
+                self.latent_map = LatentMap(model, align)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         stop = model.generation_config.eos_token_id
         self.stop = {tokenizer.eos_token_id, *(stop if isinstance(stop, list) else [stop])} - {None}
+        self.config = model.config.get_text_config()
+        self.step = CompiledStep(model) if compiled else None
+        self.most_together: int | None = None
+        """Questions that fitted into memory when more did not."""
 
     @classmethod
-    def from_pretrained(cls, model_path: str = BUILTIN, *, device: str = "auto", dtype: str = "auto") -> Reasoner:
-        """Load ``"builtin"``, a Hugging Face folder or a hub name. No remote code is run.
+    def from_pretrained(
+        cls,
+        model_path: str = BUILTIN,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        revision: str | None = None,
+        align: Align | None = None,
+        compiled: bool = False,
+        weights: bool = True,
+    ) -> Reasoner:
+        """Load ``"builtin"``, a Hugging Face folder or a hub name (at a ``revision``). No remote code is run.
 
-        Raises ValueError when the folder holds no model or the device does not exist.
+        ``align`` says how hidden states become inputs, as :class:`LatentMap` has it; None: the model's own map where
+        its config names one, else ``ridge``. ``compiled`` steps run on a static cache: worth it on a GPU, for hundreds
+        of questions. Without ``weights`` it can plan a growth, but not grow.
+
+        Raises ValueError when there is no such model, it cannot be had, or the device does not exist.
         """
         where, folder = pick_device(device), find_folder(model_path)
         kind = ("bfloat16" if where.type == "cuda" else "float32") if dtype == "auto" else dtype
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, kind))
-        return cls(model.to(where), AutoTokenizer.from_pretrained(folder), model_path)
+        with loading(model_path):
+            at: dict[str, Any] = {"revision": revision} if revision else {}
+            tokenizer = AutoTokenizer.from_pretrained(folder, **at)
+            if weights:
+                model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, kind), **at)
+                model = model.to(where)
+            else:
+                config = AutoConfig.from_pretrained(folder, **at)
+                with torch.device("meta"):
+                    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, kind))
+        reasoner = cls(model, tokenizer, model_path, align, compiled)
+        reasoner.device = where
+        return reasoner
 
     @property
     def latent_dim(self) -> int:
         """D, the width of a latent."""
-        return self.model.config.get_text_config().hidden_size
+        return self.config.hidden_size
 
     @property
     def dtype(self) -> str:
         """The arithmetic it computes in, by name."""
         return str(self.model.dtype).removeprefix("torch.")
 
+    @property
+    def revision(self) -> str | None:
+        """The hub's commit of these weights; None for a folder."""
+        return getattr(self.model.config, "_commit_hash", None)
+
     def digest(self) -> str:
         """16 hex digits that tell these weights and this latent map from others, whatever the folder is called."""
-        found = hashlib.sha256(repr(self.latent_map.factor).encode())
+        found = hashlib.sha256(self.latent_map.kind.encode())
         for name, weights in self.model.named_parameters():  # the first numbers of each: all would take many seconds
             some = weights.detach().flatten()[:64].to("cpu", torch.bfloat16)
             found.update(name.encode() + some.view(torch.int16).numpy().tobytes())
         return found.hexdigest()[:16]
 
+    def describe(self) -> dict[str, str | None]:
+        """What tells trees of this reasoner from those of another: its weights, the hub's commit, the arithmetic."""
+        return {"weights": self.digest(), "revision": self.revision, "dtype": self.dtype}
+
     def growth(
         self,
         *,
-        num_paths: int = 16,
+        pipeline: Pipeline | str = "solo",
+        num_paths: int | None = None,
+        branches: tuple[int, ...] | None = None,
         latent_steps: int | None = None,
-        noise: float | None = None,
+        answers_per_leaf: int = 1,
+        diversity_strategy: Diversity = "noise",
+        noise: float | dict[str, float] | None = None,
+        soft_temperature: float = 1.0,
+        dropout: float = 0.2,
+        noise_free: bool = True,
+        keep_hidden: bool = False,
+        until_mixed: bool = False,
+        think: bool = False,
         temperature: float = 0.0,
+        top_p: float = 1.0,
         max_new_tokens: int | None = None,
         seed: int = 42,
     ) -> Growth:
-        """The settings of a growth; what is left out is as the reasoner's config says, else 10, 0.1 and 256 tokens."""
-        own = {"latent_steps": 10, "noise": NOISE, "max_new_tokens": 256, **_own(self.model)}
+        """The settings of a growth, named as the options of ``latent-prm collect``.
+
+        What is left out is as the reasoner's config says, else 16 paths, 10 latents, 0.1 of noise and 256 tokens.
+        Raises ValueError for settings that contradict each other.
+        """
+        own = {"latent_steps": 10, "noise": NOISE, "max_new_tokens": 256, **own_settings(self.model)}
+        pipeline = load_pipeline(pipeline) if isinstance(pipeline, str) else pipeline
+        steps = own["latent_steps"] if latent_steps is None else latent_steps
+        runs = plan(pipeline, steps, num_paths, branches)
+        for run in runs:
+            if not run.latent_steps:  # it must not pass for one that thinks
+                log.warning(
+                    "%s has latent_steps 0: an ordinary text agent that reads, but thinks no latents.", run.agent
+                )
         return Growth(
-            num_paths=num_paths,
-            latent_steps=own["latent_steps"] if latent_steps is None else latent_steps,
+            pipeline=pipeline.name,
+            runs=runs,
+            judger=pipeline.judger,
+            answers_per_leaf=answers_per_leaf,
+            diversity_strategy=diversity_strategy,
             noise=own["noise"] if noise is None else noise,
+            soft_temperature=soft_temperature,
+            dropout=dropout,
+            noise_free=noise_free,
+            keep_hidden=keep_hidden,
+            until_mixed=until_mixed,
+            think=think,
             temperature=temperature,
+            top_p=top_p,
             max_new_tokens=own["max_new_tokens"] if max_new_tokens is None else max_new_tokens,
             seed=seed,
         )
 
-    def cache_bytes(self, question: Question, growth: Growth) -> int:
-        """Bytes of KV cache that one question's paths need at most."""
-        config = self.model.config.get_text_config()
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        tokens = len(self._tokens(question)) + growth.latent_steps + growth.max_new_tokens
-        per_token = 2 * config.num_hidden_layers * heads * head_dim * self.model.dtype.itemsize
-        return tokens * per_token * (growth.num_paths + 1)
+    # --- trees ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def grow(self, questions: list[Question], task: Task, growth: Growth | None = None) -> list[ReasoningTree]:
-        """One tree per question: the noise-free path, then ``num_paths`` noisy ones, answered, graded and backed up.
+    def grow(self, questions: Sequence[Question], task: Task, growth: Growth | None = None) -> list[ReasoningTree]:
+        """One tree per question: the noise-free path and ``num_paths`` others, answered, graded and backed up.
 
-        Raises ValueError for a question with more positions than the model has, and when a latent is not finite.
+        A tree's paths stand run by run, in each run the noise-free one first. With ``until_mixed``, a question whose
+        first half of the paths all came out alike stops there, and any other gets as many again as it was to have.
+        When the memory is full, fewer questions, then fewer paths, are grown at a time.
+
+        Raises ValueError for a question with more positions than the model has, when a latent is not finite, and when
+        the memory is too small for one path.
         """
         growth = growth or self.growth()
-        paths = growth.num_paths + 1
-        prompts = [self._tokens(question) for question in questions]
-        for question, prompt in zip(questions, prompts, strict=True):
-            self._check_length(question, prompt, growth)
-        draws = [_draw(question, growth, self.latent_dim) for question in questions]
-        thought = self._read(prompts)
-        thought.select(torch.arange(len(questions), device=self.device).repeat_interleave(paths))
-        latents, tips = self._think(thought, torch.cat([noise for noise, _ in draws]).to(self.device))
-        tokens, truncated = self._decode(thought, growth, torch.cat([uniform for _, uniform in draws]))
-        texts = [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
-        trees = []
-        for q, question in enumerate(questions):
-            grown = []
-            for row in range(q * paths, (q + 1) * paths):
-                grade = task.grade(question, texts[row])
-                answer = Answer(text=texts[row], value=grade.value, correct=grade.correct, truncated=truncated[row])
-                path = LatentPath(latents=latents[row], tip=tips[row], noise_free=row == q * paths, answers=[answer])
-                grown.append(path)
-            facts = {"question_id": question.id, "question": question.text, "gold": question.gold}
-            trees.append(ReasoningTree(**facts, task=_kind(question), paths=grown))
-            trees[-1].back_up()
-        self.spent.update(prompt_tokens=sum(map(len, prompts)), answer_tokens=sum(map(len, tokens)))
-        self.spent.update(latents=len(latents) * growth.latent_steps)
+        for question in questions:
+            self.check_length(question, growth)
+        branches = growth.runs[0].branches
+        half = max(1, branches // 2) if growth.until_mixed else branches
+        grown = self._fitting(questions, task, growth, range(half), growth.noise_free)
+        trees = [
+            ReasoningTree(
+                question_id=question.id,
+                question=question.text,
+                gold=question.gold,
+                task=question.id.rpartition("-")[0],
+                paths=paths,
+            )
+            for question, paths in zip(questions, grown, strict=True)
+        ]
+        for tree in trees:
+            tree.back_up()
+        if growth.until_mixed:
+            undecided = [i for i, tree in enumerate(trees) if tree.mixed]
+            more = self._fitting([questions[i] for i in undecided], task, growth, range(half, half + branches), False)
+            for i, paths in zip(undecided, more, strict=True):
+                before = len(trees[i].paths)
+                for path in paths:
+                    path.parent = None if path.parent is None else path.parent + before
+                trees[i].paths += paths
+                trees[i].back_up()
         return trees
 
-    def _tokens(self, question: Question) -> list[int]:
-        prompt = solo_prompt(self.tokenizer, question.text, _kind(question))
-        # A chat template has already written the special tokens.
-        return self.tokenizer(prompt, add_special_tokens=not self.tokenizer.chat_template)["input_ids"]
+    def _fitting(
+        self, questions: Sequence[Question], task: Task, growth: Growth, roots: range, noise_free: bool
+    ) -> list[list[LatentPath]]:
+        """`_grow`, in pieces as large as the memory allows."""
+        most = 1 if self._slides(questions, growth) else self.most_together or len(questions)
+        if len(questions) > most:
+            pieces = [questions[start : start + most] for start in range(0, len(questions), most)]
+            return [paths for piece in pieces for paths in self._fitting(piece, task, growth, roots, noise_free)]
+        if not questions:
+            return []
+        try:
+            return self._grow(questions, task, growth, roots, noise_free)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
+                raise
+            reason = str(error).partition("\n")[0]
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(questions) > 1:
+            self.most_together = len(questions) // 2
+            log.warning(
+                "The memory is too small for %d questions at once: trying %d.", len(questions), self.most_together
+            )
+            return self._fitting(questions, task, growth, roots, noise_free)
+        if len(roots) > 1:
+            log.warning("The memory is too small for %d paths at once: trying half of them.", len(roots))
+            halves = (roots[: len(roots) // 2], roots[len(roots) // 2 :])
+            first, second = (
+                self._fitting(questions, task, growth, part, noise_free and i == 0)[0] for i, part in enumerate(halves)
+            )
+            shifted = [replace(p, parent=None if p.parent is None else p.parent + len(first)) for p in second]
+            return [first + shifted]
+        raise ValueError(
+            f"The memory is too small for one path ({reason}). Type a lower --max_new_tokens or --latent_steps, "
+            "--dtype bfloat16, or a smaller --model_path."
+        )
 
-    def _check_length(self, question: Question, prompt: list[int], growth: Growth) -> None:
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        needed = len(prompt) + growth.latent_steps + growth.max_new_tokens
+    def _slides(self, questions: Sequence[Question], growth: Growth) -> bool:
+        """Whether padding could push a position out of a sliding window, so that batch-mates would be felt."""
+        window: int | None = getattr(self.config, "sliding_window", None)
+        kinds = getattr(self.config, "layer_types", None)
+        if window is None or not (kinds is None or any("sliding" in kind for kind in kinds)):
+            return False
+        return any(self.positions(question, growth) >= window for question in questions)
+
+    def _grow(
+        self, questions: Sequence[Question], task: Task, growth: Growth, roots: range, noise_free: bool
+    ) -> list[list[LatentPath]]:
+        """The paths of each question that begin with these numbers, answered and graded."""
+        grown: list[list[LatentPath]] = [[] for _ in questions]
+        rows = [_Row(q) for q in range(len(questions))]
+        thought = self._begin(questions, growth)
+        spent: Counter[str] = Counter()
+        chance: Chance | None = None
+        for index, run in enumerate(growth.runs):
+            if run.prompt is not None:
+                asked = [questions[row.question] for row in rows]
+                spent["prompt_tokens"] += self._read(thought, run.prompt, asked, growth)
+            parents, rows = _branch(rows, range(run.branches) if index else roots, noise_free and not index)
+            thought.select(parents)
+            chance = self._chance(questions, rows, growth, index)
+            if run.latent_steps:
+                latents, hidden, tips = self._think(thought, chance, growth)
+                spent["latents"] += latents.shape[0] * latents.shape[1]
+                for i, row in enumerate(rows):
+                    path = LatentPath(
+                        latents=latents[i],
+                        tip=tips[i],
+                        parent=row.path,
+                        agent=run.agent,
+                        noise_free=row.number == NOISE_FREE,
+                        hidden=hidden[i] if growth.keep_hidden else None,
+                    )
+                    grown[row.question].append(path)
+                    rows[i] = replace(row, path=len(grown[row.question]) - 1)
+        if growth.judger is not None:
+            asked = [questions[row.question] for row in rows]
+            spent["prompt_tokens"] += self._read(thought, growth.judger, asked, growth)
+        assert chance is not None  # there is at least one run
+        spent["answer_tokens"] += self._answer(thought, rows, chance, questions, task, growth, grown)
+        self.spent.update(spent)
+        return grown
+
+    def _begin(self, questions: Sequence[Question], growth: Growth) -> Thought:
+        """A row for every question, of which nothing has been read."""
+        longest = [max(column) for column in zip(*(self._prompts(q, growth) for q in questions), strict=True)]
+        room = sum(longest) + growth.latent_steps + growth.max_new_tokens
+        hooked = growth.diversity_strategy in ("dropout", "hybrid")  # hooks that come and go cannot be compiled
+        return Thought(self.model, len(questions), room, None if hooked else self.step)
+
+    def _chance(self, questions: Sequence[Question], rows: Sequence[_Row], growth: Growth, run: int) -> Chance:
+        """What `growth.draw` gives for these rows, on the device."""
+        numbers: dict[int, list[int]] = {}
+        for row in rows:  # the rows of a question stand together
+            assert row.number is not None
+            numbers.setdefault(row.question, []).append(row.number)
+        parts = [draw(questions[q].id, growth, run, wanted, self.latent_dim) for q, wanted in numbers.items()]
+        names = ("noise", "keys", "disturbed", "answers")
+        return Chance(**{name: torch.cat([getattr(p, name) for p in parts]).to(self.device) for name in names})
+
+    def _answer(
+        self,
+        thought: Thought,
+        rows: list[_Row],
+        chance: Chance,
+        questions: Sequence[Question],
+        task: Task,
+        growth: Growth,
+        grown: list[list[LatentPath]],
+    ) -> int:
+        """Decode and grade the answers of the leaves: M of each, one of the noise-free one. Returns the tokens."""
+        leaves = [
+            (i, m)
+            for i, row in enumerate(rows)
+            for m in range(growth.answers_per_leaf if row.number != NOISE_FREE else 1)
+        ]
+        index, number = [i for i, _ in leaves], [m for _, m in leaves]
+        thought.select(index)
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        choose = likeliest_or_drawn(
+            chance.answers[index, number], chance.disturbed[index] == 0, growth.temperature, growth.top_p, cap
+        )
+        tokens, truncated = decode(thought, growth.max_new_tokens, self.stop, choose)
+        texts = [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        for (i, _), text, cut in zip(leaves, texts, truncated, strict=True):
+            row = rows[i]
+            grade = task.grade(questions[row.question], text)
+            answer = Answer(text=text, value=grade.value, correct=grade.correct, truncated=cut)
+            assert row.path is not None
+            grown[row.question][row.path].answers.append(answer)
+        return sum(map(len, tokens))
+
+    # --- one batch --------------------------------------------------------------------------------------------------
+
+    def _tokens(self, question: Question, prompt: str, growth: Growth, first: bool) -> list[int]:
+        text = render(self.tokenizer, prompt, question, growth.think)
+        # A chat template has already written the special tokens; a later prompt begins no new text.
+        special = first and not self.tokenizer.chat_template
+        tokens = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        return tokens if first or tokens[:1] != [self.tokenizer.bos_token_id] else tokens[1:]
+
+    def prompt(self, question: Question, growth: Growth) -> str:
+        """What the first agent reads."""
+        return render(self.tokenizer, growth.runs[0].prompt or "", question, growth.think)
+
+    def _prompts(self, question: Question, growth: Growth) -> list[int]:
+        """The length of each prompt that is read on the way, the judger's last."""
+        prompts = [run.prompt for run in growth.runs if run.prompt is not None]
+        prompts += [growth.judger] if growth.judger is not None else []
+        return [len(self._tokens(question, prompt, growth, i == 0)) for i, prompt in enumerate(prompts)]
+
+    def positions(self, question: Question, growth: Growth) -> int:
+        """Positions from the first prompt to the end of the longest answer."""
+        return sum(self._prompts(question, growth)) + growth.latent_steps + growth.max_new_tokens
+
+    def footprint(self, question: Question, growth: Growth) -> Footprint:
+        """What growing one question takes of the memory, beside the weights."""
+        return footprint(self.config, self.model.dtype.itemsize, growth, self._prompts(question, growth))
+
+    def check_length(self, question: Question, growth: Growth) -> None:
+        """Raises ValueError when the question needs more positions than the model has."""
+        limit = getattr(self.config, "max_position_embeddings", None)
+        needed = self.positions(question, growth) if limit else 0
         if limit and needed > limit:
+            read = sum(self._prompts(question, growth))
             raise ValueError(
-                f"Question {question.id!r} needs {needed} positions ({len(prompt)} to read, {growth.latent_steps} "
+                f"Question {question.id!r} needs {needed} positions ({read} to read, {growth.latent_steps} "
                 f"latents, {growth.max_new_tokens} to answer), but the reasoner has {limit}. "
                 "Lower --max_new_tokens or --latent_steps, or leave the question out."
             )
 
-    def _read(self, prompts: list[list[int]]) -> _Thought:
-        """Prefill, padded on the left, so that every prompt's last token stands at the end."""
-        longest = max(map(len, prompts))
-        tokens = torch.tensor([[self.pad] * (longest - len(row)) + row for row in prompts], device=self.device)
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=self.device)
-        empty = _Thought(None, mask[:, :0], torch.empty(len(prompts), 0))
-        return self._forward(empty, mask, input_ids=tokens)
-
-    def _forward(self, thought: _Thought, mask: Int[Tensor, "B S"], **inputs: Tensor) -> _Thought:
-        """Carry every row on by some positions; ``mask`` says which of them are real."""
-        thought.mask = torch.cat([thought.mask, mask], dim=1)
-        positions = (thought.mask.cumsum(1) - 1).clamp_min(0)[:, -mask.shape[1] :]
-        out = self.model.base_model(
-            attention_mask=thought.mask, position_ids=positions, past_key_values=thought.cache, use_cache=True, **inputs
-        )
-        thought.cache, thought.hidden = out.past_key_values, out.last_hidden_state[:, -1]
-        return thought
+    def _read(self, thought: Thought, prompt: str, questions: Sequence[Question], growth: Growth) -> int:
+        """Each row reads the prompt with its own question. Returns the tokens read."""
+        first = not thought.has_read
+        found = {question: self._tokens(question, prompt, growth, first) for question in dict.fromkeys(questions)}
+        thought.read([found[question] for question in questions], self.pad)
+        return sum(len(found[question]) for question in questions)
 
     def _think(
-        self, thought: _Thought, noise: Float[Tensor, "B T D"]
-    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B D"]]:
-        """Feed latents back, disturbed relative to their root mean square.
+        self, thought: Thought, chance: Chance, growth: Growth
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"], Float[Tensor, "B D"]]:
+        """Feed latents back, each disturbed as the growth says.
 
-        Latents as fed and tips come back in float32 on the CPU. Raises ValueError when one is not finite.
+        Latents as fed, the hidden states they were made of (aligned, without noise) and tips come back in float32 on
+        the CPU. Raises ValueError when one is not finite.
         """
-        one, fed = thought.mask.new_ones(len(noise), 1), []
-        for step in noise.unbind(1):
-            latent = self.latent_map(thought.hidden)
-            latent = latent + step * latent.pow(2).mean(-1, keepdim=True).sqrt()
+        soft = SoftMixture(self.model) if growth.diversity_strategy in ("temperature", "hybrid") else None
+        dropout = Dropout(self.model) if growth.diversity_strategy in ("dropout", "hybrid") else None
+        meant, fed = [], []
+        for step, noise in enumerate(chance.noise.unbind(1)):
+            meant.append(self.latent_map(thought.hidden))
+            latent = meant[-1]
+            if soft is not None:
+                latent = soft(thought.hidden, chance.keys, chance.disturbed, step, growth.soft_temperature)
+            latent = latent + noise * latent.pow(2).mean(-1, keepdim=True).sqrt()
             latent = latent.to(self.model.dtype)  # stored as it was fed: after this rounding
-            fed.append(latent.float().cpu())
-            self._forward(thought, one, inputs_embeds=latent[:, None])
-        latents, tips = torch.stack(fed, dim=1), self.latent_map(thought.hidden).cpu()
+            fed.append(latent.float())
+            rates = chance.disturbed * growth.dropout
+            with dropout.at(chance.keys, rates, step) if dropout is not None else nullcontext():
+                thought.feed(latent)
+        latents, hidden = torch.stack(fed, 1).cpu(), torch.stack(meant, 1).cpu()
+        tips = self.latent_map(thought.hidden).cpu()
         if not (latents.isfinite().all() and tips.isfinite().all()):
             way_out = "Type --dtype float32, or another --model_path."
             raise ValueError(f"The reasoner's latents are not finite in {self.dtype}. {way_out}")
-        return latents, tips
-
-    def _decode(
-        self, thought: _Thought, growth: Growth, uniform: Float[Tensor, "B L"]
-    ) -> tuple[list[list[int]], list[bool]]:
-        """The tokens of the answers by row, and whether each was cut off.
-
-        Rows that have finished leave the batch once they are half of it.
-        """
-        rows = len(uniform)
-        tokens: list[list[int]] = [[] for _ in range(rows)]
-        live, done = list(range(rows)), [False] * rows
-        greedy = torch.arange(rows, device=self.device) % (growth.num_paths + 1) == 0
-        for step in range(growth.max_new_tokens):
-            logits = self.model.get_output_embeddings()(thought.hidden).float()
-            chosen = logits.argmax(-1)
-            if growth.temperature > 0:
-                drawn = _sample(logits / growth.temperature, uniform[live, step].to(self.device))
-                chosen = torch.where(greedy[live], chosen, drawn)
-            for row, token in zip(live, chosen.tolist(), strict=True):
-                if not done[row]:
-                    done[row] = token in self.stop
-                    tokens[row] += [] if done[row] else [token]
-            keep = [at for at, row in enumerate(live) if not done[row]]
-            if not keep or step + 1 == growth.max_new_tokens:
-                break
-            if len(keep) * 2 <= len(live):
-                index = torch.tensor(keep, device=self.device)
-                thought.select(index)
-                chosen, live = chosen[index], [live[at] for at in keep]
-            self._forward(thought, thought.mask.new_ones(len(live), 1), input_ids=chosen[:, None])
-        return tokens, [not finished for finished in done]
+        return latents, hidden, tips
 
 
-def _kind(question: Question) -> str:
-    """The task a question comes from: its id is ``<task>-<digest>``."""
-    return question.id.rsplit("-", 1)[0]
+def batch_size(reasoner: Reasoner, questions: Sequence[Question], growth: Growth) -> int:
+    """How many of these questions to grow together: as many as fit into the budget were all as long as the longest."""
+    longest = max(questions, key=lambda question: len(question.text))
+    each = reasoner.footprint(longest, growth).total
+    return max(1, min(MOST_TOGETHER, budget(reasoner.device) // each))
 
 
-def _draw(question: Question, growth: Growth, width: int) -> tuple[Float[Tensor, "N T D"], Float[Tensor, "N L"]]:
-    """A question's own randomness, of its seed and id alone: noise for every latent, a number per answer token.
+def _branch(rows: Sequence[_Row], numbers: range, noise_free: bool) -> tuple[list[int], list[_Row]]:
+    """The rows that begin under each row, and which one each carries on from.
 
-    It is drawn path by path, so that a path's does not depend on how many there are. Path 0 has no noise.
+    Under the trunk begin a noise-free row, if wanted, and those with the numbers; under a noise-free row one like it.
     """
-    digest = hashlib.sha256(f"{growth.seed}/{question.id}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    length = growth.max_new_tokens if growth.temperature > 0 else 0
-    noise, uniform = [], []
-    for path in range(growth.num_paths + 1):
-        scale = growth.noise_of(_kind(question)) if path else 0.0
-        noise.append(torch.randn(growth.latent_steps, width, generator=generator) * scale)
-        uniform.append(torch.rand(length, generator=generator))
-    return torch.stack(noise), torch.stack(uniform)
-
-
-def _sample(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """Inverse-transform sampling: the token whose share of the cumulated probability holds the given number."""
-    cumulated = logits.softmax(-1).double().cumsum(-1)
-    found = torch.searchsorted(cumulated, uniform.double()[:, None] * cumulated[:, -1:], right=True)
-    return found.clamp_max(logits.shape[-1] - 1)[:, 0]
+    parents, out = [], []
+    for i, row in enumerate(rows):
+        if row.number is None:
+            begin = [NOISE_FREE] * noise_free + list(numbers)
+        elif row.number == NOISE_FREE:
+            begin = [NOISE_FREE]
+        else:
+            begin = [row.number * len(numbers) + k for k in numbers]
+        parents += [i] * len(begin)
+        out += [replace(row, number=number) for number in begin]
+    return parents, out

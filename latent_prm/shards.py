@@ -1,7 +1,7 @@
 """Trees on disk: ``<name>.pt`` and, written after it as the mark that it is whole, ``<name>_metadata.json``.
 
-This room hides the columns: trees go in, trees come out, and thousands of paths are one memory map. What a shard must
-be stands in the tables and rules below; whatever breaks one is refused, by file and sample.
+This room hides the folder: what is finished, what is damaged, what the metadata vouches for, and that another program's
+files may stand there instead of ours.
 """
 
 from __future__ import annotations
@@ -10,55 +10,28 @@ import logging
 import pathlib
 import platform
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
-from itertools import accumulate, chain, pairwise
-from operator import attrgetter
+from itertools import chain
 from statistics import fmean
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from latent_prm import files
+from latent_prm import columns, files, foreign
+from latent_prm.columns import FORMAT
 from latent_prm.files import BadFile
-from latent_prm.tree import Answer, Path, ReasoningTree
+from latent_prm.tree import ReasoningTree
 
-FORMAT = "latent-prm/1"
 BINS = 10
 """Of the score histogram, over 0..1."""
 
-# Each column: its dtype, its axes, and how it is read off a tree (Q), a path (P) or an answer (A). Other axes: latents
-# (T) of width D, agent names (G). The first column with an axis sets its size.
-_COLUMNS: dict[str, tuple[Any, str, Callable[[Any], Any] | None]] = {
-    "question_ids": (str, "Q", attrgetter("question_id")),
-    "questions": (str, "Q", attrgetter("question")),
-    "golds": (str, "Q", attrgetter("gold")),
-    "tasks": (str, "Q", attrgetter("task")),
-    "agent_names": (str, "G", None),
-    "answer_texts": (str, "A", attrgetter("text")),
-    "answer_values": (str, "A", attrgetter("value")),
-    "answer_correct": (torch.bool, "A", attrgetter("correct")),
-    "answer_truncated": (torch.bool, "A", attrgetter("truncated")),
-    "parents": (torch.int64, "P", lambda path: -1 if path.parent is None else path.parent),
-    "agents": (torch.int64, "P", None),
-    "noise_free": (torch.bool, "P", attrgetter("noise_free")),
-    "scored": (torch.bool, "P", lambda path: path.prm_score is not None),  # False: censored, and both scores are 0
-    "prm_scores": (torch.float32, "P", lambda path: path.prm_score or 0.0),
-    "scores": (torch.float32, "P", lambda path: path.score or 0.0),
-    "has_tip": (torch.bool, "P", lambda path: path.tip is not None),
-    "latents": (torch.float32, "T D", None),
-    "tips": (torch.float32, "P D", None),
-    "path_offsets": (torch.int64, "Q+1", None),
-    "latent_offsets": (torch.int64, "P+1", None),
-    "answer_offsets": (torch.int64, "P+1", None),
-}
 _METADATA = {
     str: "format data_file sha256",
     int: "size latent_dim num_questions num_paths num_labelled",
     float: "mixed_share",
+    bool: "stores_hidden",
     list: "score_histogram question_ids",
     dict: "accuracy",
 }
@@ -89,14 +62,14 @@ def write_shard(
     path = pathlib.Path(folder, f"{name}.pt")
     if path.exists() and metadata_path(path).exists():
         raise FileExistsError(f"{path} is a finished shard. Choose another name.")
-    columns = _pack(trees)
-    _check(path, columns)
+    data = columns.pack(trees)
+    columns.check(path, data)
     metadata_path(path).unlink(missing_ok=True)  # a mark whose .pt was deleted must not vouch for the new one
-    sha256 = files.save_tensors(columns, path)
+    sha256 = files.save_tensors(data, path)
     mark = {"format": FORMAT, "data_file": path.name, "sha256": sha256, "size": path.stat().st_size}
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    counted = mark | _counts(columns) | outcomes(trees)  # nothing that a caller says may contradict it
+    counted = mark | _counts(data) | outcomes(trees)  # nothing that a caller says may contradict it
     files.save_json(mark | {"created": now, "versions": versions} | facts | counted, metadata_path(path))
     return path
 
@@ -109,10 +82,10 @@ def read_shard(path: str | pathlib.Path) -> list[ReasoningTree]:
     """
     metadata = read_metadata(path)
     data = files.load_tensors(path, sha256=metadata["sha256"], mmap=True)
-    _check(path, data)
+    columns.check(path, data)
     if wrong := [key for key, value in _counts(data).items() if metadata[key] != value]:
         raise BadFile(f"{metadata_path(path)}: what it says of {', '.join(wrong)} is not what {path} holds.")
-    return _unpack(data)
+    return columns.unpack(data)
 
 
 def read_metadata(path: str | pathlib.Path) -> dict[str, Any]:
@@ -126,7 +99,9 @@ def read_metadata(path: str | pathlib.Path) -> dict[str, Any]:
         raise BadFile(f"{path}: it has no {beside.name} beside it, so it was never finished, or is not a shard.")
     metadata = files.load_json(beside)
     if type(metadata) is not dict or metadata.get("format") != FORMAT:
-        raise BadFile(f"{beside}: not the metadata of a shard: its format is not {FORMAT!r}.")
+        nested = type(metadata) is dict and "batch_name" in metadata
+        hint = f"\nType: latent-prm convert {beside.parent} --output_dir FOLDER" if nested else ""
+        raise BadFile(f"{beside}: not the metadata of a shard: its format is not {FORMAT!r}.{hint}")
     keys = [(key, kind) for kind, names in _METADATA.items() for key in names.split()]
     if wrong := [key for key, kind in keys if type(metadata.get(key)) is not kind]:
         raise BadFile(f"{beside}: lacks {', '.join(wrong)}, or holds something else there.")
@@ -167,14 +142,16 @@ def list_shards(folder: str | pathlib.Path) -> list[pathlib.Path]:
 def load_trees(
     folder: str | pathlib.Path, skip_bad_files: bool = False, left_out: list[str] | None = None
 ) -> list[ReasoningTree]:
-    """The trees of all finished shards of a folder, shards by name.
+    """The trees of all finished shards of a folder, shards by name, or of all nested files where no shard is.
 
-    With ``skip_bad_files`` damaged shards are named and counted in the log, and in ``left_out`` when it is given.
+    With ``skip_bad_files`` damaged files are named and counted in the log, and in ``left_out`` when it is given.
 
     Raises:
         NoData: there is no shard to read.
         BadFile: a shard is damaged, has another latent width than the ones before, or a question that they have.
     """
+    if harvest := nested_files(folder):
+        return _harvested(folder, harvest, skip_bad_files, left_out)
     trees: list[ReasoningTree] = []
     home: dict[str, pathlib.Path] = {}
     for path, shard in _each(folder, read_shard, skip_bad_files, left_out):
@@ -193,6 +170,30 @@ def load_trees(
     if not trees:
         raise no_data(folder)
     return trees
+
+
+def nested_files(folder: str | pathlib.Path) -> foreign.Harvest | None:
+    """What another program's files in a folder hold; None where a shard of ours is, or no file of theirs."""
+    paths = sorted(pathlib.Path(folder).glob("*.pt"))
+    said = [foreign.beside(path) for path in paths]
+    if None in said or not ((harvest := foreign.read(paths)).num_nested or any(said)):
+        return None
+    return harvest
+
+
+def _harvested(
+    folder: str | pathlib.Path, harvest: foreign.Harvest, skip_bad_files: bool, left_out: list[str] | None
+) -> list[ReasoningTree]:
+    """Their trees, said aloud."""
+    if harvest.bad and not skip_bad_files:
+        raise BadFile(f"{harvest.bad[0]}\nMove it elsewhere, or pass --skip_bad_files to carry on without it.")
+    for sentence in [*harvest.say(), *(f"Left out (--skip_bad_files): {error}" for error in harvest.bad)]:
+        _log.warning("%s: %s", folder, sentence)
+    if left_out is not None:
+        left_out += harvest.bad
+    if not harvest.trees:
+        raise no_data(folder)
+    return harvest.trees
 
 
 def finished_questions(folder: str | pathlib.Path, skip_bad_files: bool = False) -> set[str]:
@@ -241,85 +242,13 @@ def _width(trees: list[ReasoningTree]) -> int:
     return trees[0].paths[0].latents.shape[1]
 
 
-# --- trees to columns and back --------------------------------------------------------------------------------------
-
-
-def _pack(trees: list[ReasoningTree]) -> dict[str, Any]:
-    paths = [path for tree in trees for path in tree.paths]
-    if not paths:
-        raise ValueError("There is no tree with a path to write.")
-    answers, width = [answer for path in paths for answer in path.answers], paths[0].latents.shape[-1]
-    for tree in trees:
-        for i, path in enumerate(tree.paths):
-            where, shape = f"question {tree.question_id!r}, path {i}", list(path.latents.shape)
-            if shape[1:] != [width]:
-                raise ValueError(
-                    f"{where}: its latents are {shape}, but must be [T, {width}] as those of the first path."
-                )
-            if (path.prm_score is None) != (path.score is None):
-                raise ValueError(f"{where}: it has only one of prm_score and score. Call tree.back_up() first.")
-    sources = {"Q": trees, "P": paths, "A": answers}
-    columns = {name: [read(item) for item in sources[axes]] for name, (_, axes, read) in _COLUMNS.items() if read}
-    columns["agent_names"] = sorted({path.agent for path in paths})
-    columns["agents"] = [columns["agent_names"].index(path.agent) for path in paths]
-    columns["path_offsets"] = list(accumulate((len(tree.paths) for tree in trees), initial=0))
-    columns["latent_offsets"] = list(accumulate((len(path.latents) for path in paths), initial=0))
-    columns["answer_offsets"] = list(accumulate((len(path.answers) for path in paths), initial=0))
-    # Pickle writes one object once, however often it stands: equal texts must be one, or chance is in the bytes.
-    packed: dict[str, Any] = {
-        name: [sys.intern(str(text)) for text in values]
-        if _COLUMNS[name][0] is str
-        else torch.tensor(values, dtype=_COLUMNS[name][0])
-        for name, values in columns.items()
-    }
-    packed["latents"] = torch.cat([_plain(path.latents) for path in paths])
-    packed["tips"] = torch.stack([torch.zeros(width) if path.tip is None else _plain(path.tip) for path in paths])
-    return {"format": FORMAT} | {name: packed[name] for name in _COLUMNS}
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float32)
-
-
-def _unpack(data: dict[str, Any]) -> list[ReasoningTree]:
-    small = [name for name, (_, axes, _) in _COLUMNS.items() if "D" not in axes]
-    column = {name: data[name] if type(data[name]) is list else data[name].tolist() for name in small}
-    answers = [
-        Answer(text=text, value=value, correct=correct, truncated=truncated)
-        for text, value, correct, truncated in zip(
-            *(column[f"answer_{field}"] for field in ("texts", "values", "correct", "truncated")), strict=True
-        )
-    ]
-    latents = data["latents"].split(data["latent_offsets"].diff().tolist())
-    paths = [
-        Path(
-            latents=latents[i],
-            tip=data["tips"][i] if column["has_tip"][i] else None,
-            parent=None if parent == -1 else parent,
-            agent=column["agent_names"][column["agents"][i]],
-            noise_free=column["noise_free"][i],
-            answers=answers[column["answer_offsets"][i] : column["answer_offsets"][i + 1]],
-            prm_score=column["prm_scores"][i] if column["scored"][i] else None,
-            score=column["scores"][i] if column["scored"][i] else None,
-        )
-        for i, parent in enumerate(column["parents"])
-    ]
-    return [
-        ReasoningTree(question_id=name, question=question, gold=gold, task=task, paths=paths[start:end])
-        for name, question, gold, task, (start, end) in zip(
-            *(column[name] for name in ("question_ids", "questions", "golds", "tasks")),
-            pairwise(column["path_offsets"]),
-            strict=True,
-        )
-    ]
-
-
 def _counts(data: dict[str, Any]) -> dict[str, Any]:
     return {
         "latent_dim": data["latents"].shape[1],
         "num_questions": len(data["question_ids"]),
         "num_paths": len(data["parents"]),
-        "num_labelled": int(data["scored"].sum()),
+        "num_labelled": int(data["has_prm_score"].sum()),
+        "stores_hidden": len(data["hidden"]) > 0,
         "question_ids": data["question_ids"],
     }
 
@@ -353,73 +282,3 @@ def _accuracy(tree: ReasoningTree) -> dict[str, float]:
         found["random_path"], found["majority"] = fmean(right[False]), fmean(winners)
         found["any_path"] = float(any(map(any, votes.values())))
     return found
-
-
-# --- what a shard must be -------------------------------------------------------------------------------------------
-
-
-def _check(path: str | pathlib.Path, data: Any) -> None:
-    """Raise BadFile unless ``data`` is a shard down to its last sample."""
-    names = ["format", *_COLUMNS]
-    if type(data) is not dict:
-        raise BadFile(f"{path}: not a shard: it holds a {type(data).__name__}, but a shard is a dict of columns.")
-    if lacks := [name for name in names if name not in data]:
-        more = f" and {len(lacks) - 4} more columns" if len(lacks) > 4 else ""
-        raise BadFile(f"{path}: not a shard: it lacks {', '.join(lacks[:4])}{more}.")
-    if unknown := [str(name) for name in data if name not in names]:
-        raise BadFile(f"{path}: not a shard: it has the unknown columns {', '.join(unknown[:4])}.")
-    if type(data["format"]) is not str or data["format"] != FORMAT:
-        raise BadFile(f"{path}: its format is {data['format']!r}, but must be {FORMAT!r}.")
-    sizes: dict[str, int] = {}
-    for name, (dtype, axes, _) in _COLUMNS.items():
-        shape = tuple(sizes.get(axis) for axis in axes.split())
-        if dtype is not str:  # the rules below look at the numbers, for they can name the sample
-            found = files.check_tensor(path, name, data[name], dtype, shape, finite=False).shape
-        elif type(data[name]) is list and all(type(text) is str for text in data[name]):
-            found = (len(data[name]),)
-        else:
-            raise BadFile(f"{path}: {name} is not a list of texts.")
-        if shape[0] not in (None, found[0]):
-            raise BadFile(f"{path}: {name} has {found[0]} texts, but must have {shape[0]}.")
-        for axis, size in zip(axes.split(), found, strict=True):
-            sizes |= {axis: size, f"{axis}+1": size + 1}
-    for name, total in (("path_offsets", sizes["P"]), ("latent_offsets", sizes["T"]), ("answer_offsets", sizes["A"])):
-        first, last = int(data[name][0]), int(data[name][-1])
-        if (first, last) != (0, total) or not ((data[name] >= 0) & (data[name] <= total)).all():
-            raise BadFile(f"{path}: {name} must run from 0 to {total}.")
-    if not sizes["Q"] or not sizes["D"]:
-        raise BadFile(f"{path}: it holds {sizes['Q']} questions with latents {sizes['D']} wide.")
-    _check_samples(path, data)
-
-
-def _check_samples(path: str | pathlib.Path, data: dict[str, Any]) -> None:
-    ids, counts = data["question_ids"], data["path_offsets"].diff()
-    for name, count in zip(ids, counts.tolist(), strict=True):
-        if count < 1:
-            raise BadFile(f"{path}: question {name!r} has {count} paths, but needs at least one.")
-    if (twice := Counter(ids).most_common(1)[0])[1] > 1:
-        raise BadFile(f"{path}: question {twice[0]!r} stands there {twice[1]} times.")
-    question = torch.arange(len(ids)).repeat_interleave(counts)
-    index = torch.arange(len(question)) - data["path_offsets"][question]
-    for sentence, values, good in _path_rules(data, index):
-        if not good.all():
-            i = int(good.logical_not().nonzero()[0])
-            where = f"question {ids[question[i]]!r}, path {int(index[i])}"
-            raise BadFile(f"{path}: {where}: {sentence.format(f'{values[i].item():g}')}.")
-
-
-def _path_rules(data: dict[str, Any], index: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """What is said of a path that breaks the rule, the value to say, and who keeps it; each relies on those before."""
-    lengths, answers = data["latent_offsets"].diff(), data["answer_offsets"].diff()
-    parents, agents = data["parents"], data["agents"]
-    yield "it has T = {} latents, but needs at least one", lengths, lengths >= 1
-    yield "it has {} answers", answers, answers >= 0
-    yield "its parent is {}, but parents must stand before their children", parents, (parents >= -1) & (parents < index)
-    yield "its agent {} is not in agent_names", agents, (agents >= 0) & (agents < len(data["agent_names"]))
-    for name in ("prm_scores", "scores"):
-        yield f"its {name[:-1]} is {{}}, but must lie in 0..1", data[name], (data[name] >= 0) & (data[name] <= 1)
-    rows = torch.cat([block.isfinite().all(1) for block in data["latents"].split(4096)])  # never all of it at once
-    finite = torch.ones(len(index), dtype=torch.bool)
-    finite[torch.arange(len(index)).repeat_interleave(lengths)[~rows]] = False
-    yield "it has NaN or infinite latents", index, finite
-    yield "its tip is NaN or infinite", index, data["tips"].isfinite().all(1)

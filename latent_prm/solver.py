@@ -14,7 +14,8 @@ from torch import Tensor
 
 from latent_prm.model import QwenLatentPRM
 from latent_prm.options import SolveOptions
-from latent_prm.reasoner import Reasoner, pick_device
+from latent_prm.pretrained import pick_device
+from latent_prm.reasoner import Reasoner
 from latent_prm.selector import Choice, candidates, choose, shares
 from latent_prm.tasks import BUILT_IN, Question, load_task
 from latent_prm.tree import Answer, ReasoningTree
@@ -25,7 +26,7 @@ def main(options: SolveOptions) -> Choice:
 
     Raises ValueError when the PRM reads latents of another width than the reasoner's.
     """
-    reasoner = Reasoner.from_pretrained(options.model_path, device=options.device)
+    reasoner = Reasoner.from_pretrained(**options.reasoner())
     model = load_prm(options, reasoner)
     tree = grow(options, reasoner)
     scores = model.score_trees([tree])[0]
@@ -50,16 +51,9 @@ def grow(options: SolveOptions, reasoner: Reasoner) -> ReasoningTree:
     """The question's tree: its noise-free path and the noisy ones that vote. Raises ValueError for an unknown task."""
     if options.task not in BUILT_IN:
         raise ValueError(f"--task is {options.task}, but one question is of one kind: type {', '.join(BUILT_IN)}.")
-    growth = reasoner.growth(
-        num_paths=options.num_paths,
-        latent_steps=options.latent_steps,
-        noise=options.noise,
-        temperature=options.temperature,
-        max_new_tokens=options.max_new_tokens,
-        seed=options.seed,
-    )
-    question = Question(id=f"{options.task}-0", text=options.question, gold="")
-    return reasoner.grow([question], load_task(options.task), growth)[0]
+    task = load_task(options.task)
+    question = Question(f"{options.task}-0", options.question, gold="", kind=getattr(task, "kind", "text"))
+    return reasoner.grow([question], task, reasoner.growth(**options.growth()))[0]
 
 
 def print_vote(

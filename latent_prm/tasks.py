@@ -1,27 +1,32 @@
-"""Where questions come from, how an answer is read out of a text, and when it is right.
+"""Where questions come from, and when an answer to one of them is right.
 
-This room hides the two built-in generators (``arithmetic``, ``search``), local ``.jsonl`` files, and grading by value.
-Splits of the generators are disjoint by construction: a question's own text decides which split it belongs to.
+This room hides the two built-in generators (``arithmetic``, ``search``), and behind one door what ``hub`` and ``gym``
+have to ask. Splits of what is generated are disjoint by construction: a question's own text decides which split it
+belongs to.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
-from math import prod
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Protocol, get_args
+
+from latent_prm import gym
+from latent_prm.grading import Kind, boxed, canonical, chosen, extract_answer, question_digest
+from latent_prm.hub import DATASETS, Source, Split
+from latent_prm.rows import READERS
 
 LARGEST = 99
 """Every number in the built-in tasks lies in 0..99, so that each can be one token of the built-in reasoner."""
 
-Split = Literal["train", "validation", "test"]
+PATIENCE = 5000
+"""Draws without a new question (a split gets one draw in twenty, or more) after which a generator has run dry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +34,11 @@ class Question:
     """One question: an id that is unique within its task, what is asked, and the answer it is graded against."""
 
     id: str
+    """The task's name, ``-`` and 16 hex digits of the text's digest."""
     text: str
     gold: str
+    kind: Kind = "text"
+    """How it is put to a reasoner, and how its answer is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +50,21 @@ class Grade:
 
 
 class Task(Protocol):
-    """A source of questions that can grade an answer to them."""
+    """A source of questions that can grade an answer to them, in any process: it pickles, and keeps no questions."""
 
     name: str
+    endless: bool
+    """Whether there is always another question."""
+
+    def stream(self, split: Split, seed: int) -> Iterator[Question]:
+        """All different questions of a split, in a fixed order.
+
+        Raises ValueError for an unknown split, and for a file in which any line is wrong, before it gives the first.
+        """
+        ...
 
     def questions(self, split: Split, seed: int, count: int) -> list[Question]:
-        """``count`` different questions of a split; -1: all there are (an error where there is no end)."""
+        """The first ``count`` of them; -1: all. ValueError when there are fewer, or no end."""
         ...
 
     def grade(self, question: Question, text: str) -> Grade:
@@ -123,7 +140,7 @@ def _draw_operation(rng: random.Random, value: int) -> tuple[str, str, int]:
 
 MOVE_WORDS = {"+": "add {n}", "-": "take {n}", "*": "double"}
 _SEARCH = re.compile(r"Start at (\d+)\. Moves: (.+?)\. Reach (\d+) in (\d+) moves\.")
-_MOVE = re.compile(r"add (?P<add>\d+)|take (?P<take>\d+)|(?P<double>double)")
+_MOVE = re.compile(r"\s*(?:add (?P<add>\d+)|take (?P<take>\d+)|(?P<double>double))\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +162,7 @@ class SearchProblem:
 
     @classmethod
     def parse(cls, text: str) -> SearchProblem:
-        """The problem behind a question's text. Raises ValueError when it is not of this form."""
+        """The problem behind a question's text. Raises ValueError when it is not of this form, naming the move."""
         found = _SEARCH.search(text)
         if not found:
             raise ValueError(
@@ -153,7 +170,12 @@ class SearchProblem:
                 '"Start at 7. Moves: add 3, double. Reach 20 in 2 moves. Which numbers do you visit?"'
             )
         moves = []
-        for move in _MOVE.finditer(found[2]):
+        for written in found[2].split(","):
+            move = _MOVE.fullmatch(written)
+            if not move:
+                raise ValueError(
+                    f"there is no move {written.strip()!r}: a move is add N, take N or double, in {text!r}."
+                )
             sign = "+" if move["add"] else "-" if move["take"] else "*"
             moves.append((sign, int(move["add"] or move["take"] or 2)))
         return cls(int(found[1]), tuple(moves), int(found[3]), int(found[4]))
@@ -188,127 +210,6 @@ def draw_search(rng: random.Random, moves: int | None = None) -> tuple[SearchPro
             return SearchProblem(start, problem.moves, way[-1], count), way[1:]
 
 
-# --- reading and grading an answer ---------------------------------------------------------------------------------
-
-LONGEST = 100
-"""Characters. What is longer is neither a number nor a formula that anyone would write as an answer."""
-
-_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
-_NUMBER = re.compile(
-    rf"(?:(?<![\w.)])-)?[$€£]?(?:{_DIGITS})(?:[eE][+-]?\d\d?(?!\w)|/\d+)?(?:\s(?:{'|'.join(_SCALES)}))?", re.IGNORECASE
-)
-_PLAIN = re.compile(
-    rf"(?P<sign>[-+]?)\s*(?:(?:(?P<whole>\d+)\s+)?(?P<over>\d+)\s*/\s*(?P<under>0*[1-9]\d*)"
-    rf"|(?P<digits>\d{{1,3}}(?:\ \d{{3}})+|{_DIGITS})(?P<power>[eE][+-]?\d\d?)?)"
-    r"(?P<unit>\s*°\s?[CF]?|(?:\s*(?!pi\b)(?=[A-Za-z]{2})|\s+|(?=[ghlmsLVW]\b))"  # "3m" is three metres, "3x" a formula
-    r"(?![xyz])[A-Za-z][A-Za-z .²³/-]*(?:\^\{?\d\}?)?)?"
-)
-_FORMULA = re.compile(
-    r"(?!.*(?:\.\d*\.|\d[eE]\d))"  # 1.000.000 and 1e400 are no formulas
-    r"(?:\\(?:[dt]?frac|sqrt|pi|cdot|times|div|infty|pm|cup)(?![A-Za-z])|\\[{}]|[A-Za-z](?![A-Za-z])"
-    r"|\^(?:\d|\{-?\d\d?\})|\*(?!\*)|[\d ,.=<>|()\[\]{}/+-])+"
-)
-
-
-def boxed(text: str) -> str | None:
-    r"""What stands in the last complete ``\boxed{…}`` (or ``\fbox``), its braces balanced; None where there is none."""
-    opened: list[int] = []
-    begin, end = -1, -1
-    for brace in re.finditer(r"(\\f?box(?:ed)?\s*\{)|[{}]", text):
-        if brace[0] != "}":
-            opened.append(brace.end() if brace[1] else -1)
-        elif opened and (start := opened.pop()) > begin:
-            begin, end = start, brace.start()
-    return None if begin < 0 else text[begin:end].strip()
-
-
-def extract_answer(text: str) -> str:
-    r"""The answer a text gives, as written: the last ``\boxed{}``, else what follows ``####``, else the last number.
-
-    ``""`` when it gives none.
-    """
-    inside = boxed(text)
-    if inside is not None:
-        return inside
-    if "####" in text:
-        return text.rsplit("####", 1)[1].strip().split("\n")[0].strip()
-    numbers = _NUMBER.findall(text.replace("−", "-"))
-    return numbers[-1] if numbers else ""
-
-
-def canonical(answer: str) -> str:
-    r"""One spelling for equal answers: ``"$1,000.00"`` and ``"1000 cm"`` are ``"1000"``, ``"\frac12"`` is ``"0.5"``.
-
-    Numbers and plain fractions with commas, currency and units are read here; other formulas by ``math-verify``. What
-    is neither is compared as lower-case words. Safe on any text, in any thread.
-    """
-    text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r" \1 ", answer).replace("{,}", ",").replace("−", "-")
-    text = re.sub(r"(?<=\d)\\[,;! ](?=\d)", " ", text)
-    text = re.sub(r"\\[,;:! ]|\\?[$%€£]|\\(?:left|right)(?![A-Za-z])|\^\s*\{?\s*\\circ\s*\}?", " ", text)
-    text = re.sub(r"^[A-Za-z]\w*\s*=", "", text.strip()).strip().rstrip(".")  # "x = 5" answers 5
-    number = _PLAIN.fullmatch(text)
-    if number and len(number[0].removesuffix(number["unit"] or "")) <= LONGEST:
-        return _spell(_value(number))
-    return _formula(text) or _words(text)
-
-
-def _value(number: re.Match[str]) -> Fraction:
-    if number["over"]:
-        value = int(number["whole"] or 0) + Fraction(int(number["over"]), int(number["under"]))
-    else:
-        value = Fraction(re.sub(r"[, ]", "", number["digits"]) + (number["power"] or ""))
-    first_word = (number["unit"] or "").lower().strip().partition(" ")[0]
-    value *= _SCALES.get(first_word, 1)
-    return -value if number["sign"] == "-" else value
-
-
-def _spell(value: Fraction) -> str:
-    value = round(value, 9)
-    return str(value.numerator) if value.denominator == 1 else repr(float(value))
-
-
-def _formula(text: str) -> str:
-    """The spelling of a formula, "" for what is none.
-
-    math-verify evaluates what it reads, its own time limit works in the main thread only, and a text such as
-    ``9^{9^{9^9}}`` would keep it busy for ever: only what is surely small is given to it.
-    """
-    exponents = (int(n) for n in re.findall(r"\^\{?-?(\d+)", text))
-    if not re.search(r"\d|\\", text) or len(text) > LONGEST or not _FORMULA.fullmatch(text) or prod(exponents) > 1000:
-        return ""
-    from math_verify import LatexExtractionConfig, parse  # slow to import (sympy), and plain numbers never need it
-
-    logging.getLogger("math_verify.parser").setLevel(logging.ERROR)  # it warns that no time limit is set
-    found = parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=0)
-    try:
-        value: Any = found[0].doit()
-        if getattr(value, "is_Rational", False):
-            return _spell(Fraction(int(value.p), int(value.q)))
-        if getattr(value, "is_number", False) and value.is_real:
-            return _spell(Fraction(round(float(value), 9)))
-        return "" if str(value) in ("nan", "zoo") else str(value)
-    except Exception:  # nothing was read, or sympy cannot evaluate it, or it is too large to be spelled
-        return ""
-
-
-def _words(text: str) -> str:
-    return " ".join(re.sub(r"[^\w\s.+*/^()=,-]", " ", text.lower()).split())
-
-
-def normalise(text: str) -> str:
-    """A question's text with case, spaces and punctuation evened out: two spellings of one question become equal.
-
-    Signs that make another sum of the same numbers stay: "3 + 4?" and "3 - 4?" are two questions.
-    """
-    return " ".join(re.findall(r"\w+|[+*/^=<>×÷%]|-(?=\s*\d)|\.(?=\d)", text.lower()))
-
-
-def question_digest(text: str) -> str:
-    """16 hex digits that stand for a question's normalised text, to tell seen questions from unseen ones."""
-    return hashlib.sha256(normalise(text).encode()).hexdigest()[:16]
-
-
 # --- tasks ---------------------------------------------------------------------------------------------------------
 
 
@@ -318,59 +219,97 @@ def split_of(text: str) -> Split:
     return "test" if share < 5 else "validation" if share < 10 else "train"
 
 
-def _generate(
-    name: str, draw: Callable[[random.Random], tuple[str, str]], split: Split, seed: int, count: int
-) -> list[Question]:
-    if count < 0:
-        raise ValueError(f"the task {name} never runs out of questions: say how many with --max_samples.")
-    rng, seen, out = random.Random(f"{name}/{seed}"), set(), []
-    while len(out) < count:
-        text, gold = draw(rng)
-        if split_of(text) == split and text not in seen:
-            seen.add(text)
-            out.append(Question(f"{name}-{question_digest(text)}", text, gold))
-    return out
+def _known(split: str) -> Split:
+    for known in get_args(Split):
+        if split == known:
+            return known
+    raise ValueError(f"there is no split {split!r}: type --split {', '.join(get_args(Split))}.")
 
 
 class TextTask:
     """Any question with a value for an answer; it has no questions of its own, only the way they are graded."""
 
     name = "text"
+    endless = False
 
-    def questions(self, split: Split, seed: int, count: int) -> list[Question]:
-        raise ValueError(
-            'the task "text" has no questions of its own; type arithmetic, search or the path of a .jsonl file.'
-        )
+    def stream(self, split: str, seed: int) -> Iterator[Question]:
+        raise ValueError(f'the task "text" has no questions of its own; type {_WAYS}.')
+
+    def questions(self, split: str, seed: int, count: int) -> list[Question]:
+        if count < 0 and self.endless:
+            raise ValueError(f"the task {self.name} never runs out of questions: say how many with --max_samples.")
+        found = list(islice(self.stream(split, seed), None if count < 0 else count))
+        if len(found) < count:
+            raise ValueError(
+                f"{self} has {len(found)} different questions, not {count}. Type --max_samples -1 for all."
+            )
+        return found
 
     def grade(self, question: Question, text: str) -> Grade:
+        if question.kind == "choice":
+            letter = chosen(question.text, text)
+            return Grade(letter, bool(letter) and letter == question.gold)
         value = canonical(extract_answer(text))
         return Grade(value, bool(value) and bool(question.gold) and value == canonical(question.gold))
 
+    def __str__(self) -> str:
+        return self.name
 
-class ArithmeticTask(TextTask):
+
+class GeneratedTask(TextTask):
+    """Questions without end, drawn from a seed."""
+
+    endless = True
+    kind: Kind = "text"
+
+    def draws(self, seed: int) -> Iterator[tuple[str, str]]:
+        """Texts and golds, of all splits, doubles among them."""
+        raise NotImplementedError
+
+    def stream(self, split: str, seed: int) -> Iterator[Question]:
+        """Raises ValueError, once it is drawn from, when no other question comes any more."""
+        return self._fresh(_known(split), self.draws(seed))
+
+    def _fresh(self, split: Split, draws: Iterator[tuple[str, str]]) -> Iterator[Question]:
+        seen: set[str] = set()
+        in_vain = 0
+        for text, gold in draws:
+            in_vain += 1
+            if split_of(text) == split and (name := f"{self.name}-{question_digest(text)}") not in seen:
+                seen.add(name)
+                in_vain = 0
+                yield Question(name, text, gold, self.kind)
+            elif in_vain == PATIENCE:
+                raise ValueError(
+                    f"{self} seems to have only {len(seen)} questions of the {split} split that differ in more than "
+                    "punctuation. Type a smaller --max_samples, or another task."
+                )
+
+
+class ArithmeticTask(GeneratedTask):
     """Word problems of 2 to 6 operations on numbers up to 99: "Ann has 12 apples. On Monday she buys 5. …"."""
 
     name = "arithmetic"
+    kind: Kind = "maths"
 
-    def questions(self, split: Split, seed: int, count: int) -> list[Question]:
-        def draw(rng: random.Random) -> tuple[str, str]:
+    def draws(self, seed: int) -> Iterator[tuple[str, str]]:
+        rng = random.Random(f"{self.name}/{seed}")
+        while True:
             problem = draw_arithmetic(rng)
-            return problem.text, str(problem.values[-1])
-
-        return _generate(self.name, draw, split, seed, count)
+            yield problem.text, str(problem.values[-1])
 
 
-class SearchTask:
+class SearchTask(GeneratedTask):
     """Reach a target from a start with given moves; the answer is the numbers visited, any way that works is right."""
 
     name = "search"
+    kind: Kind = "search"
 
-    def questions(self, split: Split, seed: int, count: int) -> list[Question]:
-        def draw(rng: random.Random) -> tuple[str, str]:
+    def draws(self, seed: int) -> Iterator[tuple[str, str]]:
+        rng = random.Random(f"{self.name}/{seed}")
+        while True:
             problem, way = draw_search(rng, rng.choice((2, 2, 3, 3, 4)))  # four moves are too hard to be most of it
-            return problem.text, " ".join(map(str, way))
-
-        return _generate(self.name, draw, split, seed, count)
+            yield problem.text, " ".join(map(str, way))
 
     def grade(self, question: Question, text: str) -> Grade:
         """Carries the answer out; a start named first is no visit. Raises ValueError for a question of another task."""
@@ -382,57 +321,61 @@ class SearchTask:
         return Grade(" ".join(map(str, visited)), problem.reaches(visited))
 
 
-class JsonlTask(TextTask):
-    """A local file, one JSON object a line with ``question`` and ``answer`` (GSM8K's ``####`` is understood)."""
+class GymTask(GeneratedTask):
+    """One of reasoning-gym's generators, judged by its own verifier. Raises ValueError when there is none such."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.name = path, path.stem
+    def __init__(self, generator: str) -> None:
+        gym.check(generator)
+        self.generator, self.name = generator, f"gym:{generator}"
 
-    def questions(self, split: Split, seed: int, count: int) -> list[Question]:
-        """The first ``count`` questions of the file, in its order. Raises ValueError naming the line that is wrong."""
-        if not self.path.is_file():
-            raise FileNotFoundError(f"No such question file: {self.path}. Type a path, or arithmetic or search.")
-        out: dict[str, Question] = {}
-        with self.path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if count >= 0 and len(out) == count:
-                    break
-                if line.strip():
-                    question = self._read(line, number)
-                    out.setdefault(question.id, question)  # a question asked twice is asked once
-        if len(out) < count:
-            raise ValueError(
-                f"{self.path} has {len(out)} different questions, not {count}. Type --max_samples -1 for all."
-            )
-        return list(out.values())
+    def draws(self, seed: int) -> Iterator[tuple[str, str]]:
+        return gym.draw(self.generator, seed)
 
-    def _read(self, line: bytes, number: int) -> Question:
-        where = f"{self.path}, line {number}"
-        try:
-            entry = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is not JSON in UTF-8 ({error}). Each line must be one object.") from None
-        texts = [entry.get(key) for key in ("question", "answer")] if isinstance(entry, dict) else [None]
-        if not all(isinstance(t, (str, int, float)) and str(t).strip() for t in texts):
-            raise ValueError(f'{where} lacks a "question" or an "answer". Each line must be an object with both.')
-        text, answer = (str(t).strip() for t in texts)
-        gold = extract_answer(answer) if "####" in answer or boxed(answer) is not None else answer
-        if not gold:
-            raise ValueError(f"{where} has an empty answer: nothing could be graded against it.")
-        return Question(f"{self.name}-{question_digest(text)}", text, gold)
+    def grade(self, question: Question, text: str) -> Grade:
+        return Grade(*gym.judge(self.generator, question.text, question.gold, text))
 
 
-class MixedTask:
+class WrittenTask(TextTask):
+    """Questions that stand in a file or in a dataset of the hub; they come in its order, whatever the seed."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.name = source.dataset or (source.path.stem if source.path else "")
+
+    def stream(self, split: str, seed: int) -> Iterator[Question]:
+        return iter(self.different(split)[0])
+
+    def different(self, split: str) -> tuple[list[Question], int]:
+        """The different questions of a split, and how many rows were doubles of these."""
+        found: dict[str, Question] = {}
+        rows = 0
+        for text, gold, kind in self.source.items(_known(split)):
+            question = Question(f"{self.name}-{question_digest(text)}", text, gold, kind)
+            found.setdefault(question.id, question)
+            rows += 1
+        return list(found.values()), rows - len(found)
+
+    def __str__(self) -> str:
+        return str(self.source)
+
+
+class MixedTask(TextTask):
     """Several tasks in turn: the first question of each, then the second of each, and so on."""
 
     def __init__(self, parts: list[Task]) -> None:
         self.parts, self.name = parts, ",".join(part.name for part in parts)
+        self.endless = any(part.endless for part in parts)
 
-    def questions(self, split: Split, seed: int, count: int) -> list[Question]:
+    def stream(self, split: str, seed: int) -> Iterator[Question]:
+        """Where a task comes to its end, the others carry on."""
+        return _in_turn([part.stream(_known(split), seed) for part in self.parts])
+
+    def questions(self, split: str, seed: int, count: int) -> list[Question]:
+        """As many of each task (one more of the first ones): ValueError when one of them has fewer than its share."""
         n = len(self.parts)
         share = [-1 if count < 0 else (count + n - 1 - i) // n for i in range(n)]
-        drawn = [part.questions(split, seed, k) for part, k in zip(self.parts, share, strict=True)]
-        return [part[i] for i in range(max(map(len, drawn))) for part in drawn if i < len(part)]
+        drawn = [part.questions(_known(split), seed, k) for part, k in zip(self.parts, share, strict=True)]
+        return list(_in_turn([iter(part) for part in drawn]))
 
     def grade(self, question: Question, text: str) -> Grade:
         return self.part(question).grade(question, text)
@@ -445,22 +388,96 @@ class MixedTask:
         raise ValueError(f"question {question.id!r} is of none of the tasks {self.name}: name its task in --task too.")
 
 
+def _in_turn(streams: list[Iterator[Question]]) -> Iterator[Question]:
+    while streams:
+        for stream in list(streams):
+            question = next(stream, None)
+            if question is None:
+                streams.remove(stream)
+            else:
+                yield question
+
+
+# --- questions that come more than once ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Repeats:
+    """How the questions of a split repeat themselves; two are one when they differ in case or punctuation only."""
+
+    task: str
+    questions: int
+    """Different ones."""
+    doubles: int
+    """Rows that were left out because their question had come before."""
+    elsewhere: dict[Split, list[str]]
+    """The ids of those questions that stand in another split of the task too; splits without any are not named."""
+
+    def __str__(self) -> str:
+        """A line for each thing found; "" when nothing was."""
+        rows = self.questions + self.doubles
+        lines = [f"{self.task}: {self.doubles:,} of {rows:,} rows ask again and were left out."] * bool(self.doubles)
+        for split, ids in self.elsewhere.items():
+            lines.append(f"{self.task}: {len(ids):,} of {self.questions:,} questions also stand in the {split} split.")
+        return "\n".join(lines)
+
+
+def find_repeats(task: Task, split: Split) -> list[Repeats]:
+    """The repeats of every task that has any; generated tasks have none. Raises ValueError as ``Task.stream`` does."""
+    if isinstance(task, MixedTask):
+        return [found for part in task.parts for found in find_repeats(part, split)]
+    if not isinstance(task, WrittenTask):
+        return []
+    questions, doubles = task.different(split)
+    ids = {question.id for question in questions}
+    shared: dict[Split, list[str]] = {}
+    for other in task.source.splits:
+        again = [question.id for question in task.different(other)[0] if question.id in ids] if other != split else []
+        if again:
+            shared[other] = again
+    found = Repeats(task.name, len(ids), doubles, shared)
+    return [found] if found.doubles or found.elsewhere else []
+
+
+# --- by name ---------------------------------------------------------------------------------------------------------
+
 BUILT_IN: dict[str, Callable[[], Task]] = {"arithmetic": ArithmeticTask, "search": SearchTask, "text": TextTask}
+_WAYS = (
+    f"arithmetic, search, one of {', '.join(DATASETS)}, gym:NAME, or the path of a {', '.join(list(READERS)[:-1])} or "
+    f"{list(READERS)[-1]} file"
+)
 
 
 def load_task(spec: str) -> Task:
-    """The task behind ``arithmetic``, ``search``, ``text``, the path of a ``.jsonl`` file, or several with commas.
+    """The task behind a name, a path, or several with commas (a path with a comma in it is two).
 
-    Raises ValueError for any other name.
+    A name is ``arithmetic``, ``search``, ``text``, a key of ``hub.DATASETS`` (``gsm8k``; ``gsm8k:PATH`` for a folder or
+    file of the same columns) or ``gym:`` and a generator of reasoning-gym; a path ends in .jsonl, .csv or .parquet.
+
+    Raises ValueError for any other name, and for two tasks of one name.
     """
-    parts: list[Task] = []
-    for name in dict.fromkeys(filter(None, (part.strip() for part in spec.split(",")))):
-        if name in BUILT_IN:
-            parts.append(BUILT_IN[name]())
-        elif name.endswith(".jsonl"):
-            parts.append(JsonlTask(Path(name)))
-        else:
-            raise ValueError(f"unknown task {name!r}: type arithmetic, search or the path of a .jsonl file.")
+    parts = [_load_one(name) for name in dict.fromkeys(filter(None, (part.strip() for part in spec.split(","))))]
     if not parts:
-        raise ValueError("--task is empty: type arithmetic, search or the path of a .jsonl file.")
+        raise ValueError(f"--task is empty: type {_WAYS}.")
+    names = [part.name for part in parts]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"two tasks of {spec!r} have one name, so their questions could not be told apart: rename one."
+        )
     return parts[0] if len(parts) == 1 else MixedTask(parts)
+
+
+def _load_one(spec: str) -> Task:
+    name, colon, rest = spec.partition(":")
+    if spec in BUILT_IN:
+        return BUILT_IN[spec]()
+    if spec in DATASETS:
+        return WrittenTask(Source(None, spec))
+    if name in DATASETS and rest:
+        return WrittenTask(Source(Path(rest), name))
+    if name == "gym" and colon:
+        return GymTask(rest)
+    if Path(spec).suffix.lower() in READERS:
+        return WrittenTask(Source(Path(spec)))
+    near = get_close_matches(name.lower(), [*BUILT_IN, *DATASETS], n=1)
+    raise ValueError(f"unknown task {spec!r}{f' (did you mean {near[0]}?)' if near else ''}: type {_WAYS}.")

@@ -33,13 +33,13 @@ from tqdm import tqdm
 
 from latent_prm import __version__, files, plots
 from latent_prm.checkpoint import TrainingState, link_checkpoint, save_checkpoint
+from latent_prm.grading import question_digest
 from latent_prm.losses import Lesson, mse, num_targets
 from latent_prm.model import QwenLatentPRM
 from latent_prm.options import TrainOptions
 from latent_prm.packing import pack
-from latent_prm.reasoner import pick_device
+from latent_prm.pretrained import pick_device
 from latent_prm.shards import load_trees
-from latent_prm.tasks import question_digest
 from latent_prm.tree import ReasoningTree
 
 log = logging.getLogger(__name__)

@@ -1,17 +1,24 @@
 """A question's tree of latent paths: who descends from whom, and how outcomes flow back to every path.
 
-This room hides the arithmetic of the back-up. It knows nothing of files, models or tasks.
+This room hides the arithmetic of the back-up and the drawing of a tree as text. It knows nothing of files, models or
+tasks.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.text import Text
 from torch import Tensor
+
+MOST_LINES, LONGEST = 4, 24
+"""Of a drawn question, and of a drawn answer in columns."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,6 +51,11 @@ class Path:
     """Chance of ending right, 0..1. None: never expanded, so unknown (censored), which is not zero."""
     score: float | None = None
     """Label-free: how far the tree's noisy answers agree with this path's, 0..1. None as for ``prm_score``."""
+    num_correct: int | None = None
+    """k of the M = ``num_answers`` answers that count for this path; both None where none does, or it is unknown."""
+    num_answers: int | None = None
+    hidden: Float[Tensor, "T D"] | None = None
+    """On request: the aligned hidden states that the latents were made of, before noise."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -88,12 +100,13 @@ class ReasoningTree:
         return len(outcomes) == 2
 
     def back_up(self) -> None:
-        """Fill ``prm_score`` and ``score`` of every path from the answers of the leaves.
+        """Fill the scores and counts of every path from the answers of the leaves.
 
         A leaf's ``prm_score`` is its correct answers / its answers. Its ``score`` is the mean agreement of its answers:
         the share of all the tree's noisy leaf answers (its own included, when it is noisy) with the same value; ""
-        agrees with nothing, yet is counted among all. An inner path's are the means of its scored children's; a
-        noise-free child does not count for a noisy parent. Both are None where nothing was decoded below.
+        agrees with nothing, yet is counted among all. An inner path's are the means of its scored children's, its
+        counts are their sums; a noise-free child does not count for a noisy parent. All are None where nothing was
+        decoded below. Where children differ in ``num_answers``, ``prm_score`` is not ``num_correct / num_answers``.
 
         Raises:
             ValueError: a parent stands at or after its child.
@@ -107,12 +120,59 @@ class ReasoningTree:
                 counted = [child for child in children[i] if path.noise_free or not child.noise_free]
                 path.prm_score = _mean(child.prm_score for child in counted)
                 path.score = _mean(child.score for child in counted)
+                path.num_correct = _sum(child.num_correct for child in counted)
+                path.num_answers = _sum(child.num_answers for child in counted)
             else:
                 path.prm_score = _mean(answer.correct for answer in path.answers)
                 path.score = _mean(votes[answer.value] / total for answer in path.answers)
+                path.num_correct = sum(answer.correct for answer in path.answers) if path.answers else None
+                path.num_answers = len(path.answers) or None
             if path.parent is not None:
                 self._check_parent(i, path.parent)
                 children[path.parent].insert(0, path)
+
+    def show(self, width: int = 100, siblings: int = 8) -> str:
+        """The tree as text for a terminal, no line wider than ``width`` columns: the question, then a line per path.
+
+        A line names the agent, its latents T, the ``prm_score`` as 0.75 = 3/4 (in brackets where k / M is another
+        number), and on a leaf what was answered, right or wrong. Where more than ``siblings`` paths stand side by side,
+        the rest is counted.
+        """
+        facts = (
+            f"gold {self.gold} · {self.task} · {_count(len(self.paths), 'path')}, {_count(len(self.leaves()), 'leaf')}"
+        )
+        lines = [*_wrapped(self.question, width), facts]
+        rows = list(self._rows(siblings))
+        values = max((len(value) for _, value, _ in rows), default=0)
+        room = max(width // 2, width - values - LONGEST // 2)
+        names = min(room, max((cell_len(name) for name, _, _ in rows), default=0))
+        lines += [f"{_column(name, names)}  {value:<{values}}  {answers}" for name, value, answers in rows]
+        return "\n".join(_fitted(line.rstrip(), width) for line in lines)
+
+    def _rows(self, siblings: int) -> Iterator[tuple[str, str, str]]:
+        """Of every path to draw: its name behind the branches that lead to it, its value, its answers."""
+        children: dict[int | None, list[int]] = {}
+        for i, path in enumerate(self.paths):
+            children.setdefault(path.parent, []).append(i)
+
+        def brood(parent: int | None, indent: str) -> list[tuple[str, list[int], bool]]:
+            """What stands below a path, last first: single paths, and the rest in one."""
+            found = children.get(parent, [])
+            shown = found if len(found) <= siblings + 1 else found[:siblings]
+            groups = [[i] for i in shown] + ([found[siblings:]] if len(shown) < len(found) else [])
+            return [(indent, group, group is groups[-1]) for group in reversed(groups)]
+
+        waiting = brood(None, "")  # no recursion: a tree may be deeper than Python's stack
+        while waiting:
+            indent, group, last = waiting.pop()
+            branch = indent + ("└─ " if last else "├─ ")
+            if len(group) > 1:
+                yield branch + _remainder([self.paths[i] for i in group]), "", ""
+                continue
+            path, below = self.paths[group[0]], brood(group[0], indent + ("   " if last else "│  "))
+            name = f"{path.agent} · T {len(path.latents)}" + (" · noise-free" if path.noise_free else "")
+            yield branch + _printable(name), _value(path), "" if below else "  ".join(map(_outcome, path.answers))
+            waiting += below
 
     def _noisy_answers(self) -> list[Answer]:
         leaves = [self.paths[i] for i in self.leaves()]
@@ -124,6 +184,63 @@ class ReasoningTree:
             raise ValueError(f"{where}: its parent is {parent}, but parents must stand before their children.")
 
 
+def _sum(counts: Iterable[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
 def _mean(scores: Iterable[float | None]) -> float | None:
     known = [score for score in scores if score is not None]
     return sum(known) / len(known) if known else None
+
+
+# --- drawing --------------------------------------------------------------------------------------------------------
+
+
+def _value(path: Path) -> str:
+    if path.prm_score is None:
+        return "unknown"
+    if path.num_correct is None or not path.num_answers:
+        return f"{path.prm_score:.2f}"
+    share = f"{path.num_correct}/{path.num_answers}"
+    equal = abs(path.prm_score - path.num_correct / path.num_answers) < 1e-6  # a shard keeps float32
+    return f"{path.prm_score:.2f} = {share}" if equal else f"{path.prm_score:.2f} ({share})"
+
+
+def _outcome(answer: Answer) -> str:
+    said = answer.value or ("cut off" if answer.truncated else "no answer")
+    return f"{'✓' if answer.correct else '✗'} {_fitted(_printable(said), LONGEST)}"
+
+
+def _remainder(paths: list[Path]) -> str:
+    right, answers = _sum(path.num_correct for path in paths), _sum(path.num_answers for path in paths)
+    if right is None:
+        return f"… {len(paths)} more"
+    return f"… {len(paths)} more: {right} {'' if answers == len(paths) else f'of {answers} '}right"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun if number == 1 else {'leaf': 'leaves'}.get(noun, noun + 's')}"
+
+
+def _printable(text: str) -> str:
+    """In one line, and without what a terminal would obey: a text may come from elsewhere."""
+    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    lines = [line.plain.rstrip() for line in Text(_printable(text)).wrap(Console(width=width), width)]
+    return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], f"{lines[MOST_LINES - 1]} …"]
+
+
+def _fitted(text: str, width: int) -> str:
+    return text if cell_len(text) <= width else f"{set_cell_size(text, max(0, width - 1)).rstrip()}…"
+
+
+def _column(text: str, width: int) -> str:
+    """As wide as the others; of what is too long the end stays, where the name is."""
+    if cell_len(text) > width:
+        while cell_len(text) > width - 1:
+            text = text[1:]
+        text = f"…{text}"
+    return set_cell_size(text, width)

@@ -70,8 +70,48 @@ def make_tree() -> Callable[..., trees.ReasoningTree]:
 
 def save_lm(folder: Path, hidden_size: int, seed: int = 0) -> Path:
     """Save an ordinary Hugging Face folder (config.json, model.safetensors, tokenizer.json) and return it."""
+    return save_family(folder, "qwen3", hidden_size=hidden_size, seed=seed)
+
+
+def save_family(folder: Path, family: str, *, hidden_size: int = 16, seed: int = 0, **changes: Any) -> Path:
+    """As `save_lm`, of the architecture of qwen3, qwen2, llama (untied embeddings), mistral, gemma3 or gpt2."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    words = save_tokenizer(folder)
+    shape = {
+        "vocab_size": words,
+        "hidden_size": hidden_size,
+        "intermediate_size": 2 * hidden_size,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": family != "llama",
+        "initializer_range": 0.3,  # wide, so that different inputs give visibly different outputs
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": None,
+        "dtype": "float32",
+    }
+    if family == "gpt2":
+        shape = {"vocab_size": words, "n_positions": 512, "n_embd": hidden_size, "n_layer": 2, "n_head": 2}
+        shape |= {"initializer_range": 0.3, "eos_token_id": 1, "bos_token_id": None}
+    if family == "qwen2":
+        del shape["head_dim"]  # it has none of its own
+    if family == "gemma3":
+        shape |= {"sliding_window": 256, "layer_types": ["sliding_attention", "full_attention"]}
+    config = AutoConfig.for_model({"gemma3": "gemma3_text"}.get(family, family), **shape | changes)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def save_tokenizer(folder: Path) -> int:
+    """Save a word-level tokenizer and return how many words it has."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from transformers import PreTrainedTokenizerFast
 
     words = VOCABULARY.split()
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
@@ -81,26 +121,7 @@ def save_lm(folder: Path, hidden_size: int, seed: int = 0) -> Path:
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
     )
     fast.save_pretrained(folder)
-    config = Qwen3Config(
-        vocab_size=len(words),
-        hidden_size=hidden_size,
-        intermediate_size=2 * hidden_size,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        initializer_range=0.3,  # wide, so that different inputs give visibly different outputs
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-        dtype="float32",
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        Qwen3ForCausalLM(config).save_pretrained(folder)
-    return folder
+    return len(words)
 
 
 def random_tree(

@@ -19,18 +19,23 @@ from latent_prm.__main__ import COMMANDS
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*ROOT.glob("latent_prm/**/*.py"), *ROOT.glob("methods/**/*.py")])
 
-# A room imports from the lines above its own only; those of the third line also each other, without a circle.
+# A room imports from the lines above its own only; those of the line of the models also each other, without a circle.
 LAYERS = [
-    {"options", "files", "tree", "tasks", "prompts", "demo"},
+    {"options", "files", "tree", "grading", "rows", "stopping", "demo"},
+    {"hub", "gym"},
+    {"tasks"},
+    {"prompts"},
+    {"columns", "nested"},
+    {"foreign"},
     {"shards", "packing", "metrics"},
-    {"reasoner", "model", "losses", "checkpoint", "plots"},
-    {"selector"},
-    {"collector", "trainer", "evaluator", "solver", "inspector"},
+    {"pretrained", "feedback", "growth", "memory", "thought", "reasoner", "model", "losses", "checkpoint", "plots"},
+    {"selector", "cluster", "preview"},
+    {"collector", "trainer", "evaluator", "solver", "inspector", "tuner", "converter"},
     {"demo.card"},
     {"demo.recipe"},
     {"demo.reader", "demo.__main__"},
 ]
-MAY_IMPORT_EACH_OTHER = LAYERS[2]
+MAY_IMPORT_EACH_OTHER = LAYERS[7]
 DOORS = {"", "__main__"}  # the package itself and its command line reach every room, and only by name
 
 
@@ -88,24 +93,37 @@ def test_nothing_unsafe_is_called(source: Path) -> None:
 
 
 # The options of every stage, as they are typed. A change here is a change for everyone who has typed one.
+GROWTH = """
+    model_path='builtin' revision=None align=None device='auto' dtype='auto' pipeline='solo' think=False num_paths=None
+    branches=None latent_steps=None diversity_strategy='noise' noise=None soft_temperature=1.0 dropout=0.2
+    temperature=0.0 top_p=1.0 max_new_tokens=None seed=42"""
 OPTIONS = {
-    "collect": """
-        model_path='builtin' task='arithmetic,search' split='train' output_dir='prm_data' max_samples=1000 num_paths=16
-        latent_steps=None noise=None temperature=0.0 max_new_tokens=None batch_size=None shard_size=500 seed=42
-        device='auto' dtype='auto' skip_bad_files=False""",
+    "collect": GROWTH
+    + """
+        task='arithmetic,search' split='train' output_dir='prm_data' max_samples=1000 answers_per_leaf=1
+        until_mixed=False noise_free=True keep_hidden=False batch_size=None shard_size=500 compile='auto'
+        engine='local' num_workers=None shard=None dry_run=False skip_bad_files=False""",
+    "tune-noise": GROWTH
+    + """
+        task='arithmetic,search' split='validation' max_samples=200
+        noises='0.05,0.1,0.15,0.2,0.3,0.4,0.5,0.6,0.8,1.0' max_loss=0.05 output_dir='reports'
+        batch_size=None""",
     "train": """
-        model_path='builtin' data_dir='prm_data' output_dir=None num_epochs=5 batch_size=4 learning_rate=2e-05
-        weight_decay=0.01 warmup_ratio=0.1 gradient_accumulation_steps=4 max_grad_norm=1.0 pooling_strategy='mean'
-        dropout_prob=0.1 max_seq_length=512 use_prm_score=True context='question' context_dropout=0.1 val_size=0.1
-        save_steps=100 logging_steps=10 log_level='INFO' device='auto' mixed_precision=True seed=42 pack_tokens=16384
-        skip_bad_files=False""",
+        model_path='builtin' data_dir='prm_data' output_dir=None num_epochs=5 batch_size=4
+        learning_rate=2e-05 weight_decay=0.01 warmup_ratio=0.1 gradient_accumulation_steps=4
+        max_grad_norm=1.0 pooling_strategy='mean' dropout_prob=0.1 max_seq_length=512 use_prm_score=True
+        context='question' context_dropout=0.1 val_size=0.1 save_steps=100 logging_steps=10 log_level='INFO'
+        device='auto' mixed_precision=True seed=42 pack_tokens=16384 skip_bad_files=False""",
     "evaluate": """
         checkpoint data_dir output_dir=None num_bootstrap=2000 context=None seed=42 device='auto'
         pack_tokens=16384 skip_bad_files=False""",
-    "solve": """
-        question checkpoint='builtin' model_path='builtin' task='arithmetic' num_paths=16 latent_steps=None noise=None
-        temperature=0.0 max_new_tokens=None seed=42 device='auto'""",
-    "inspect": "path='prm_data'",
+    "solve": GROWTH
+    + """
+        question checkpoint='builtin' task='arithmetic'""",
+    "inspect": """
+        path='prm_data' show=0""",
+    "convert": """
+        path output_dir='prm_data' use_heuristic_scores=False""",
 }
 
 # The guide's tables. `cuda` became `auto`: CUDA when there is one, else the CPU.

@@ -24,7 +24,7 @@ def test_help_lists_every_command_with_one_line_each(capsys: pytest.CaptureFixtu
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
     for name, command in COMMANDS.items():
-        assert f"  {name:<10}{command.help}\n" in listed
+        assert re.search(rf"^  {name} +{re.escape(command.help)}$", listed, re.MULTILINE)
 
 
 def test_no_command_at_all_shows_the_help_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,7 +44,7 @@ def test_a_mistyped_command_exits_2_and_says_which_was_meant(capsys: pytest.Capt
 
 def test_a_command_like_no_other_exits_2_and_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["zzz"]) == 2
-    assert "Commands: collect, train, evaluate, solve, inspect." in capsys.readouterr().err
+    assert "Commands: collect, tune-noise, train, evaluate, solve, inspect, convert." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -133,10 +133,15 @@ def test_a_script_takes_true_or_false_and_nothing_else(tmp_path: Path) -> None:
     assert done.stderr == '✗ ERROR: use_prm_score is "yes": type true or false.\n'
 
 
+# Of collect: what few set stays out of its script, and goes at the end of its line.
+RARE = """revision align dtype think soft_temperature dropout top_p max_new_tokens noise_free keep_hidden shard_size
+    compile engine num_workers shard dry_run skip_bad_files"""
+
+
 @pytest.mark.parametrize(
     ("name", "command", "left_out"),
     [
-        ("collect_training_data.sh", "collect", {"max_new_tokens", "shard_size", "dtype", "skip_bad_files"}),
+        ("collect_training_data.sh", "collect", set(RARE.split())),
         ("train_latent_prm.sh", "train", {"context", "context_dropout", "val_size", "pack_tokens", "skip_bad_files"}),
         ("evaluate_latent_prm.sh", "evaluate", {"context", "pack_tokens", "skip_bad_files"}),
     ],
@@ -157,8 +162,8 @@ def test_a_script_names_its_stages_options_with_their_defaults(name: str, comman
         if isinstance(expected, float):
             assert float(typed) == expected, field.name
         else:
-            words = {None: "", True: "true", False: "false"}
-            assert typed == words.get(expected, str(expected)), field.name
+            words = "" if expected is None else str(expected)
+            assert typed == (words.lower() if isinstance(expected, bool) else words), field.name
 
 
 def test_ctrl_c_exits_130_without_a_traceback(tmp_path: Path) -> None:

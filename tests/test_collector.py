@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,8 +22,9 @@ import pytest
 import torch
 from conftest import save_lm
 
-from latent_prm import collector, shards
+from latent_prm import collector, memory, shards
 from latent_prm.__main__ import main
+from latent_prm.options import CollectOptions
 from latent_prm.reasoner import Reasoner
 from latent_prm.tasks import ArithmeticTask, Grade, Question, load_task
 
@@ -113,8 +115,11 @@ def test_shards_hold_the_tasks_questions_in_order_and_say_how_they_were_made(
     assert (first["num_questions"], last["num_questions"], first["num_paths"]) == (5, 2, 5 * 3)
     assert (first["task"], first["split"], first["seed"], first["model"]) == ("arithmetic", "train", 42, str(tiny_lm))
     digest = Reasoner.from_pretrained(str(tiny_lm), device="cpu").digest()
-    settings = {"num_paths": 2, "latent_steps": 2, "noise": 0.5, "temperature": 0.0, "max_new_tokens": 3}
-    assert first["settings"] == settings | {"dtype": "float32", "weights": digest}
+    settings = {"num_paths": 2, "latent_steps": "2", "branches": "2", "noise": 0.5, "temperature": 0.0}
+    settings |= {"max_new_tokens": 3, "pipeline": "solo", "diversity_strategy": "noise", "answers_per_leaf": 1}
+    assert settings.items() <= first["settings"].items()
+    assert (first["dtype"], first["weights"], first["revision"]) == ("float32", digest, None)
+    assert (first["agents"], first["prompts"][1]) == (["solo"], None)
     assert set(first["accuracy"]) == set(shards.ACCURACIES)
     assert set(first["versions"]) == {"python", "torch", "transformers", "latent-prm"}
     trees = shards.read_shard(folder / first["data_file"])
@@ -133,13 +138,14 @@ def test_the_batch_size_changes_no_answer(collect: Collect, folder: Path, tmp_pa
             torch.testing.assert_close(a.latents, b.latents, rtol=0, atol=1e-5)
 
 
-def test_without_a_batch_size_two_gib_of_cache_are_filled_but_at_most_64_questions(tiny_lm: Path) -> None:
+def test_without_a_batch_size_the_budget_is_filled_but_with_at_most_64_questions(tiny_lm: Path) -> None:
     reasoner = Reasoner.from_pretrained(str(tiny_lm), device="cpu")
     short, long = Question("text-1", "What is 3 ?", "3"), Question("text-2", "Ann has 3 apples . " * 10, "3")
     assert collector.batch_size(reasoner, [short, long], reasoner.growth()) == 64
     growth = reasoner.growth(num_paths=999, latent_steps=10, max_new_tokens=440)
-    one = (50 + 10 + 440) * 1000 * 128  # the longest has 50 tokens; 128 bytes each
-    assert collector.batch_size(reasoner, [short, long], growth) == 2 * 2**30 // one == 33
+    one = reasoner.footprint(long, growth).total
+    assert collector.batch_size(reasoner, [short, long], growth) == memory.CPU_BUDGET // one
+    assert 1 < memory.CPU_BUDGET // one < 64
     assert collector.batch_size(reasoner, [long], reasoner.growth(num_paths=10**6)) == 1
 
 
@@ -181,7 +187,7 @@ def test_the_end_is_a_table_and_the_next_command(
 def test_the_bar_tells_how_fast_and_how_right_it_goes(collect: Collect, capsys: pytest.CaptureFixture[str]) -> None:
     assert collect() == 0
     bar = capsys.readouterr().err
-    assert re.search(r"12/12 .* questions/s, noise-free [\d.]+, one noisy path [\d.]+, mixed [\d.]+", bar)
+    assert re.search(r"12/12 .* questions/s, \d+ paths/s, noise-free [\d.]+, one noisy path [\d.]+, mixed [\d.]+", bar)
 
 
 # --- warnings -------------------------------------------------------------------------------------------------------
@@ -217,7 +223,7 @@ def test_the_same_command_again_asks_nothing_twice(collect: Collect, folder: Pat
     before = sums(folder)
     assert collect() == 0
     assert sums(folder) == before
-    assert f"12 of 12 questions are already in {folder}." in caplog.messages
+    assert f"12 questions are already in {folder}." in caplog.messages
 
 
 def test_more_questions_can_be_asked_later(collect: Collect, folder: Path) -> None:
@@ -286,15 +292,28 @@ def test_handlers_are_as_before_afterwards(collect: Collect) -> None:
 def test_an_error_keeps_what_has_been_grown_too(
     collect: Collect, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def broken() -> None:
+        raise ValueError("this verifier is broken")
+
+    with monkeypatch.context() as patch:
+        stop_at(patch, 26, broken)
+        assert collect() == 1
+    assert "this verifier is broken" in capsys.readouterr().err
+    assert ids(folder) == questions_of(7)
+    assert collect() == 0
+    assert ids(folder) == questions_of(12)
+
+
+def test_a_full_memory_makes_smaller_batches_and_nothing_is_lost(
+    collect: Collect, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def full() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
         stop_at(patch, 26, full)
-        assert collect() == 1
-    assert "The memory is too small for 2 questions at once. Type --batch_size 1." in capsys.readouterr().err
-    assert ids(folder) == questions_of(7)
-    assert collect(batch_size=1) == 0
+        assert collect() == 0
+    assert "The memory is too small for 2 questions at once: trying 1." in caplog.messages
     assert ids(folder) == questions_of(12)
 
 
@@ -356,7 +375,8 @@ def test_other_settings_in_the_same_folder_are_an_error_that_names_them(
     before = sums(folder)
     assert collect(max_samples=2, **{name: now}) == 1
     printed = capsys.readouterr().err
-    assert f"was grown with --{name} {then}, not {now}. Type that to carry on there, or another --output_dir" in printed
+    assert "was grown with --" in printed and f"--{name} {then}, not {now}" in printed
+    assert "Type that to carry on there, or another --output_dir" in printed
     assert sums(folder) == before
 
 
@@ -374,12 +394,156 @@ def test_another_model_in_the_same_folder_is_an_error_even_under_the_same_name(
 def test_a_second_collector_in_the_same_folder_stops_and_names_the_first(
     collect: Collect, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with collector.only_collector(folder):
+    with collector.only_collector(CollectOptions(output_dir=str(folder))):
         assert collect() == 1
-        assert f"Another collector (pid {os.getpid()}) is writing into {folder}." in capsys.readouterr().err
+        said = f"Another collector (pid {os.getpid()} on {socket.gethostname()}) is writing into {folder}."
+        assert said in capsys.readouterr().err
     with open(folder / ".lock") as lock:  # whoever held it is gone, the file is not
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert collect(max_samples=1) == 0
+
+
+# --- shares, streams, plans -----------------------------------------------------------------------------------------
+
+
+def trees_by_id(*folders: Path) -> dict[str, Any]:
+    return {tree.question_id: tree for folder in folders for tree in shards.load_trees(folder)}
+
+
+def test_two_jobs_of_a_shared_folder_make_the_trees_of_one(collect: Collect, folder: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    assert collect(output_dir=whole) == collect(shard="1/2") == collect(shard="2/2") == 0
+    assert sorted(path.name for path in folder.glob("*.pt")) == [
+        f"arithmetic_train_seed42_job{job}of2_0000{i}.pt" for job in (1, 2) for i in (0, 1)
+    ]
+    one, other = trees_by_id(folder), trees_by_id(whole)
+    assert one.keys() == other.keys() == set(questions_of(12))
+    for name, tree in one.items():
+        for a, b in zip(tree.paths, other[name].paths, strict=True):
+            assert a.answers == b.answers
+            torch.testing.assert_close(a.latents, b.latents, rtol=0, atol=1e-5)
+    assert collect() == 0  # and the whole command finds nothing left to do
+    assert trees_by_id(folder).keys() == one.keys()
+
+
+def test_jobs_work_beside_each_other_but_not_twice_nor_beside_the_whole(
+    collect: Collect, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with collector.only_collector(CollectOptions(output_dir=str(folder), shard="1/2")):
+        assert collect(shard="1/2") == 1
+        assert f"(pid {os.getpid()} on" in capsys.readouterr().err
+        assert collect() == 1
+        assert collect(shard="2/2") == 0
+    assert ids(folder) == questions_of(12)[1::2]
+
+
+def test_more_jobs_than_questions_is_said(collect: Collect, capsys: pytest.CaptureFixture[str]) -> None:
+    assert collect(max_samples=2, shard="3/3") == 1
+    assert "has no questions in the split train for this job" in capsys.readouterr().err
+
+
+def test_without_an_end_a_generated_task_goes_on_until_it_is_stopped(
+    collect: Collect, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    stop_at(monkeypatch, 50, interrupt)
+    assert collect(max_samples=-1) == 130
+    assert ids(folder) == questions_of(15)  # three shards of 5; the 17th question was not finished
+    assert f"Stopped: 15 questions are kept in {folder}." in caplog.messages
+
+
+def test_a_large_shard_is_closed_before_it_is_full(
+    collect: Collect, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collector, "SHARD_BYTES", 4 * 3 * 2 * 16 * 4)  # four questions, 3 paths of 2 latents of 16
+    assert collect(shard_size=100) == 0
+    assert [facts["num_questions"] for facts in metadata(folder)] == [4, 4, 4]
+
+
+@pytest.mark.slow
+def test_memory_stays_bounded_while_more_is_written_than_it_may_hold(tmp_path: Path) -> None:
+    """Latents of 640 MiB, with no more than 384 MiB of heap beside what was there after the first batch."""
+    model = save_lm(tmp_path / "lm", hidden_size=512)
+    program = """
+import resource, sys
+from latent_prm import collector, shards
+from latent_prm.__main__ import main
+collector.SHARD_BYTES = 64 * 2**20
+add, limited = collector.ShardWriter.add, []
+def limit(self, trees, spent):
+    if not limited:
+        held = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
+        resource.setrlimit(resource.RLIMIT_DATA, (held + 384 * 2**20,) * 2)
+        limited.append(held)
+    add(self, trees, spent)
+collector.ShardWriter.add = limit
+sys.exit(main(sys.argv[1:]))
+"""
+    typed = [sys.executable, "-c", program, "collect", "--model_path", str(model), "--task", "arithmetic"]
+    typed += ["--max_samples", "160", "--num_paths", "31", "--latent_steps", "64", "--max_new_tokens", "1"]
+    typed += ["--batch_size", "4", "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(typed, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    parts = metadata(tmp_path / "out")
+    assert sum(part["num_questions"] for part in parts) == 160 and len(parts) > 8
+    assert sum(path.stat().st_size for path in (tmp_path / "out").glob("*.pt")) > 640 * 2**20
+
+
+def test_a_dry_run_prints_the_plan_and_a_prompt_and_leaves_nothing_behind(
+    collect: Collect, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert collect(dry_run=None, pipeline="sequential", num_paths=4, max_new_tokens=8, max_samples=1000) == 0
+    printed = capsys.readouterr().out
+    for agent, branches, paths in (("planner", 2, 2), ("critic", 2, 4), ("refiner", 1, 4)):
+        assert re.search(rf"{agent} +2 +{branches} +{paths}\n", printed)
+    assert re.search(r"answers by the judger +1 +4\n", printed)
+    for row in ("questions", "parameters", "memory: weights", "memory: KV cache", "memory at its peak", "disk"):
+        assert re.search(rf"^ *{row} .*\d", printed, re.MULTILINE), row
+    assert f"The first agent reads, for {questions_of(1)[0]}:" in printed
+    assert load_task("arithmetic").questions("train", 42, 1)[0].text in printed
+    assert not folder.exists()
+
+
+def test_a_dry_run_refuses_what_a_real_one_would(collect: Collect, capsys: pytest.CaptureFixture[str]) -> None:
+    assert collect(dry_run=None, max_new_tokens=600) == 1
+    assert "but the reasoner has 512" in capsys.readouterr().err
+
+
+def test_until_mixed_reports_what_it_saved(
+    collect: Collect, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed = set(questions_of(12)[::3])  # 4 of 12
+    answered: dict[str, int] = {}
+
+    def grade(self: ArithmeticTask, question: Question, text: str) -> Grade:
+        answered[question.id] = answered.get(question.id, 0) + 1
+        return Grade("1", question.id in mixed and answered[question.id] % 2 == 0)
+
+    monkeypatch.setattr(ArithmeticTask, "grade", grade)
+    assert collect(until_mixed=None, num_paths=4) == 0
+    printed = capsys.readouterr().out
+    assert "until_mixed: 8 questions stopped early, 4 went on: 40 paths grown instead of 48" in printed
+    assert re.search(r"paths that are in such questions +0\.600", printed)
+    assert sum(facts["num_leaves"] for facts in metadata(folder)) == 8 * 2 + 4 * 6
+
+
+def test_agents_without_latents_and_other_settings_reach_the_trees(
+    collect: Collect, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "pair.yaml"
+    file.write_text(
+        "agents: [{name: a, prompt: '{question}', branches: 2}, {name: b, prompt: Check ., latent_steps: 0}]"
+    )
+    given = {"pipeline": file, "num_paths": 2, "answers_per_leaf": 3, "temperature": 1.0, "keep_hidden": None}
+    assert collect(**given, no_noise_free=None, max_samples=4) == 0
+    assert any("b has latent_steps 0: an ordinary text agent" in message for message in caplog.messages)
+    for tree in shards.load_trees(folder):
+        assert [(path.agent, len(path.answers), path.noise_free) for path in tree.paths] == [("a", 3, False)] * 2
+        assert all(path.hidden is not None and path.hidden.shape == path.latents.shape for path in tree.paths)
+    assert metadata(folder)[0]["agents"] == ["a", "b"]
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------
@@ -395,7 +559,6 @@ def test_bad_input_is_a_plain_sentence_and_leaves_no_folder_behind(
         ({"task": tmp_path / "none.jsonl"}, f"No such question file: {tmp_path / 'none.jsonl'}"),
         ({"task": empty, "max_samples": -1}, f"{empty} has no questions"),
         ({"task": "arithmatic"}, "unknown task 'arithmatic'"),
-        ({"max_samples": -1}, "say how many with --max_samples"),
     ):
         assert collect(**given) == 1
         printed = capsys.readouterr().err

@@ -16,6 +16,7 @@ from latent_prm.metrics import (
     CHOSEN,
     Bin,
     Comparison,
+    Interval,
     Pool,
     auroc,
     bootstrap_interval,
@@ -248,6 +249,24 @@ def test_the_pictures_are_written(tmp_path: Path):
     loss_curve([], tmp_path / "empty.png")
     for picture in ("accuracy.png", "calibration.png", "pictures/loss.png", "empty.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("tasks", "rows"), [(1, 1), (3, 1), (5, 2)])
+def test_the_picture_of_noise_has_a_panel_per_task_and_marks_the_chosen_one(tmp_path: Path, tasks: int, rows: int):
+    image = pytest.importorskip("matplotlib.image", reason="matplotlib is the extra [plot]")
+    from latent_prm.plots import NoiseLine, NoisePanel, noise_curve
+
+    lines: dict[NoiseLine, list[Interval]] = {"mixed": [Interval(0.2, 0.1, 0.3), Interval(0.6, 0.5, 0.7)]}
+    lines["random"] = [Interval(0.5, 0.4, 0.6), Interval(0.4, 0.3, 0.5)]
+    panel = NoisePanel("a task", Interval(0.5, 0.4, 0.6), lines, marked=0.4, said="chosen: 0.4")
+    noise_curve([0.1, 0.4], [panel] * tasks, tmp_path / "reports" / "noise.png")
+    pixels = 255 * image.imread(tmp_path / "reports" / "noise.png")[..., :3]
+    red = (abs(pixels - (0xD5, 0x5E, 0)).max(2) < 2).sum(0)  # per column of pixels
+    marks = np.flatnonzero(red > 0.25 * pixels.shape[0])
+    assert (np.diff(marks) > 5).sum() + 1 == min(tasks, 3)  # a vertical line in each panel
+    blue = (abs(pixels - (0, 0x72, 0xB2)).max(2) < 2).sum()
+    assert blue > 100 * tasks
+    assert (pixels.shape[0] > 900) == (rows > 1)
 
 
 def grown(task: str, number: int, noise_free: bool, answers: str) -> ReasoningTree:

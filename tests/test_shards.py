@@ -75,7 +75,7 @@ def as_values(tree: ReasoningTree) -> Any:
         (p.latents.tolist(), p.tip is not None and p.tip.tolist(), p.parent, p.agent, p.noise_free, p.answers)
         for p in tree.paths
     ]
-    scores = [(p.prm_score, p.score) for p in tree.paths]
+    scores = [(p.prm_score, p.score, p.num_correct, p.num_answers) for p in tree.paths]
     return tree.question_id, tree.question, tree.gold, tree.task, paths, scores
 
 
@@ -85,6 +85,8 @@ def test_trees_come_back_as_they_were(tmp_path: Path):
     back = shards.read_shard(path)
     assert [as_values(tree) for tree in back] == [as_values(tree) for tree in trees]
     assert [p.prm_score for p in back[0].paths] == [0.5, None, 0.5, 0.5]
+    assert [(p.num_correct, p.num_answers) for p in back[0].paths] == [(1, 2), (None, None), (1, 2), (1, 2)]
+    assert all(p.hidden is None for tree in back for p in tree.paths)
     assert back[0].chain_latents(3).shape == (1 + 3 + 4, 4)
 
 
@@ -95,6 +97,54 @@ def test_the_file_is_one_flat_dict_that_plain_torch_reads_mapped(tmp_path: Path)
     assert data["latent_offsets"].tolist() == [0, 1, 3, 6, 7, 9]
     assert data["path_offsets"].tolist() == [0, 3, 5]
     assert data["question_ids"] == ["a", "b"]
+
+
+def test_hidden_states_come_back_for_the_paths_that_have_them(tmp_path: Path):
+    trees = [make_tree("a", "7", "8"), make_tree("b", "7")]
+    trees[0].paths[2].hidden = torch.arange(12.0).view(3, 4)
+    trees[1].paths[0].hidden = torch.full((1, 4), -1.0)
+    path = write(tmp_path, trees=trees)
+    back = [p.hidden for tree in shards.read_shard(path) for p in tree.paths]
+    assert [None if hidden is None else hidden.tolist() for hidden in back] == [
+        None,
+        None,
+        torch.arange(12.0).view(3, 4).tolist(),
+        [[-1.0] * 4],
+        None,
+    ]
+    assert shards.read_metadata(path)["stores_hidden"] is True
+    rewrite(path, spoil("hidden_offsets", 3, 2))  # rows that belong to path 2 are given to the one after it
+    with pytest.raises(BadFile, match="question 'a', path 2: it has 2 hidden states, but needs one per latent"):
+        shards.read_shard(path)
+
+
+def test_counts_of_an_inner_path_are_the_sums_of_its_children(tmp_path: Path):
+    path = write(tmp_path, trees=[make_deep_tree("deep")])
+    root = shards.read_shard(path)[0].paths[0]
+    assert (root.num_correct, root.num_answers) == (1, 2)
+    rewrite(path, spoil("num_correct", 0, 2))
+    with pytest.raises(BadFile, match="question 'deep', path 0: its num_correct is 2, but that is not what"):
+        shards.read_shard(path)
+
+
+def test_a_label_may_stand_without_a_score_and_without_counts(tmp_path: Path):
+    tree = make_tree("a", "7")
+    for path in tree.paths:
+        path.answers = []
+    tree.back_up()
+    tree.paths[0].prm_score, tree.paths[1].score = 0.25, 0.75
+    (back,) = shards.read_shard(write(tmp_path, trees=[tree]))
+    assert [(p.prm_score, p.score, p.num_answers) for p in back.paths] == [(0.25, None, None), (None, 0.75, None)]
+
+
+def test_latents_and_hidden_states_are_views_of_the_file(tmp_path: Path):
+    tree = make_tree("a", "7")
+    for path in tree.paths:
+        path.hidden = path.latents + 1
+    (back,) = shards.read_shard(write(tmp_path, trees=[tree]))
+    for one, other in ((back.paths[0].latents, back.paths[1].latents), (back.paths[0].hidden, back.paths[1].hidden)):
+        assert one is not None and other is not None
+        assert other.data_ptr() == one.data_ptr() + 4 * one.numel()  # in one block: nothing was copied
 
 
 def test_the_same_trees_are_the_same_bytes_under_any_name(tmp_path: Path):
@@ -120,6 +170,7 @@ def test_metadata_counts_what_is_there(tmp_path: Path):
     assert {key: metadata[key] for key in FACTS} == FACTS
     assert metadata["question_ids"] == ["a", "b", "c"]
     counted = {"latent_dim": 4, "num_questions": 3, "num_paths": 4 + 5 + 4, "num_labelled": 4 + 5 + 3}
+    counted |= {"stores_hidden": False}
     assert {key: metadata[key] for key in counted} == counted
     # a: 0 1 1 0; b: 0 0 0 1 0; c: three times 0.5
     assert metadata["score_histogram"] == [6, 0, 0, 0, 0, 3, 0, 0, 0, 3]
@@ -203,6 +254,32 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "score 1.1": (spoil("prm_scores", 1, 1.1), "question 'a', path 1: its prm_score is 1.1, but must lie in 0..1"),
     "score -0.1": (spoil("scores", 3, -0.1), "question 'b', path 0: its score is -0.1, but must lie in 0..1"),
     "score NaN": (spoil("prm_scores", 3, float("nan")), "question 'b', path 0: its prm_score is nan"),
+    "a score without counts": (
+        swap("has_score", torch.zeros(5, dtype=torch.bool)),
+        "path 0: it has 1 answers below it",
+    ),
+    "more right than there are": (
+        spoil("num_correct", 1, 2),
+        "question 'a', path 1: its num_correct is 2, but must lie",
+    ),
+    "fewer than none": (spoil("num_answers", 1, -1), "question 'a', path 1: its num_answers is -1"),
+    "counts of other answers": (
+        spoil("num_answers", 1, 2),
+        "question 'a', path 1: its num_answers is 2, but that is not",
+    ),
+    "right answers that were wrong": (
+        spoil("num_correct", 0, 1),
+        "question 'a', path 0: its num_correct is 1, but that",
+    ),
+    "a label of other answers": (
+        spoil("prm_scores", 1, 0.5),
+        "question 'a', path 1: its prm_score is 0.5, but that is",
+    ),
+    "hidden states of no path": (swap("hidden", torch.zeros(2, 4)), "hidden_offsets must run from 0 to 2"),
+    "hidden states of another width": (
+        swap("hidden", torch.zeros(0, 3)),
+        "hidden is float32[0, 3], but must be float32",
+    ),
     "scores as texts": (swap("prm_scores", ["0.5"] * 5), "prm_scores is not a plain dense tensor"),
     "scores in double": (
         swap("prm_scores", torch.zeros(5).double()),
@@ -297,6 +374,8 @@ def test_a_payload_in_a_vouched_for_shard_is_never_run(tmp_path: Path):
         ("question_ids", ["a", 1], "what it says of question_ids is malformed"),
         ("score_histogram", [1, 2], "what it says of score_histogram is malformed"),
         ("accuracy", {}, "what it says of accuracy is malformed"),
+        ("stores_hidden", 0, "lacks stores_hidden"),
+        ("stores_hidden", True, "what it says of stores_hidden is not what"),
     ],
 )
 def test_metadata_that_is_not_of_this_shard_is_refused_by_name(tmp_path: Path, key: str, value: Any, why: str):
@@ -318,7 +397,15 @@ def test_trees_that_break_a_rule_are_never_written(tmp_path: Path):
         "path 1: it has T = 0 latents": lambda tree: setattr(tree.paths[1], "latents", torch.zeros(0, 4)),
         "path 1: it has NaN": lambda tree: setattr(tree.paths[1], "latents", torch.full((1, 4), float("nan"))),
         r"path 1: its latents are \[1, 3\]": lambda tree: setattr(tree.paths[1], "latents", torch.zeros(1, 3)),
-        "path 1: it has only one of prm_score and score": lambda tree: setattr(tree.paths[1], "score", None),
+        "path 1: it has some of prm_score, score and counts": lambda tree: setattr(tree.paths[1], "score", None),
+        "path 1: it has some of prm_score": lambda tree: setattr(tree.paths[1], "num_correct", None),
+        "path 1: its num_answers is 3": lambda tree: setattr(tree.paths[1], "num_answers", 3),
+        r"path 1: its hidden states are \[1, 4\], but must be \[2, 4\]": lambda tree: setattr(
+            tree.paths[1], "hidden", torch.zeros(1, 4)
+        ),
+        "path 1: it has NaN or infinite hidden states": lambda tree: setattr(
+            tree.paths[1], "hidden", torch.full((2, 4), float("inf"))
+        ),
         "path 1: its prm_score is 1.1": lambda tree: setattr(tree.paths[1], "prm_score", 1.1),
         "path 1: its parent is 1": lambda tree: setattr(tree.paths[1], "parent", 1),
     }
@@ -395,6 +482,22 @@ def test_inspect_prints_a_row_per_shard_a_total_and_what_is_unfinished(
     assert rows["two"][1:] == ["3", "6", "6", "4", "0.00", "0.00", "0.00", "0.00", "0.00", "█"]
     assert rows["total:"][2:] == ["4", "10", "10", "4", "0.25", "0.00", "0.17", "0.25", "0.25", "█", "▂"]
     assert "Unfinished, not read: half.pt" in out
+
+
+def test_inspect_shows_trees_after_the_table_mixed_ones_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write(tmp_path, "one", [make_tree("a", "8"), make_tree("b", "7", "8")])
+    write(tmp_path, "two", [make_tree("c", "8", "8", "8", "7"), make_tree("d", "7")])
+    inspector.main(InspectOptions(path=str(tmp_path), show=3))
+    table, *shown = capsys.readouterr().out.split("\n3 + 4?\n")
+    assert "total: 2" in table
+    assert [text.splitlines()[0] for text in shown] == [  # b and c are mixed, a is not
+        "gold 7 · arithmetic · 3 paths, 3 leaves",
+        "gold 7 · arithmetic · 5 paths, 5 leaves",
+        "gold 7 · arithmetic · 2 paths, 2 leaves",
+    ]
+    assert "└─ solo · T 2               0.00 = 0/1  ✗ 8" in shown[2]
+    assert main(["inspect", str(tmp_path), "--show", "1"]) == 0
+    assert capsys.readouterr().out.count("\n3 + 4?\n") == 1
 
 
 def test_inspect_names_what_is_damaged_after_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,11 +1,13 @@
-"""Tasks: answers are read and compared by value, generated questions are what they claim, bad lines are named."""
+"""Tasks: generated questions are what they claim and stay what they are, files are read whole, bad lines are named."""
 
 from __future__ import annotations
 
 import json
-import logging
+import pickle
 import re
-import threading
+import sys
+from hashlib import sha256
+from itertools import islice
 from math import prod
 from pathlib import Path
 
@@ -20,11 +22,8 @@ from latent_prm.tasks import (
     Split,
     Task,
     TextTask,
-    boxed,
-    canonical,
-    extract_answer,
+    find_repeats,
     load_task,
-    question_digest,
     split_of,
 )
 
@@ -36,111 +35,7 @@ GSM8K = r"""{"question": "Natalia sold clips to 48 of her friends, and then half
 """  # noqa: E501 the lines are as GSM8K's own
 
 
-# --- reading an answer ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (r"First \boxed{3}, no: \boxed{4}.", "4"),
-        (r"\boxed{\frac{1}{2}} of 8", r"\frac{1}{2}"),
-        (r"\boxed{\text{about } \sqrt{1 + \frac{1}{3}}}", r"\text{about } \sqrt{1 + \frac{1}{3}}"),
-        (r"\boxed{\boxed{7}}", "7"),
-        (r"\boxed{5} and then cut off \boxed{6", "5"),
-        (r"a stray } and { before \fbox { 8 }", "8"),
-        (r"\boxed{} 5", ""),
-        ("It is 3.\n#### 1,234\nand more 5", "1,234"),
-        ("There are 3 of 4, so 12.", "12."),
-        ("It costs 1,000 dollars", "1,000"),
-        ("It costs $1,234,567.50.", "$1,234,567.50"),
-        ("from 7-10", "10"),
-        ("so x = -5", "-5"),
-        ("so x = −5", "-5"),
-        ("The share is 3/4.", "3/4"),
-        ("They are .5 apart", ".5"),
-        ("about 2.5 million people", "2.5 million"),
-        ("I do not know.", ""),
-        ("", ""),
-    ],
-)
-def test_an_answer_is_the_last_box_else_the_mark_else_the_last_number(text: str, answer: str):
-    assert extract_answer(text) == answer
-
-
-@pytest.mark.parametrize(
-    ("value", "spellings"),
-    [
-        ("1000", ["1,000", "1000.0", "1000", "$1,000.00", r"\$1,000", "1{,}000", r"1\,000", "1 000", "+1000", "1e3"]),
-        ("1000", ["1000 dollars", "x = 1000", "$1000$", r"\text{1000}", "1 thousand", "01000.", "€1000"]),
-        ("-5", ["-5", "−5", "- 5", "-$5", "$-5.00", r"-5\%", "-5 °C", r"-5^\circ", r"-5^{\circ}"]),
-        ("0.5", [".5", "0.50", "1/2", r"\frac{1}{2}", r"\frac12", r"\dfrac{2}{4}", "1/2 cup", "2 / 4"]),
-        ("-0.75", ["-3/4", r"-\frac{3}{4}", r"\frac{-3}{4}", "-.75"]),
-        ("1.5", ["1 1/2", r"1\frac{1}{2}", "1.5 hours", "3/2"]),
-        ("5", ["5 cm", r"5\text{ cm}", r"5\,\text{cm}^2", "5 cm^2", "5m", "5 m/s", "5%", "5 apples"]),
-        ("1024", ["2^{10}", "2^10", "1,024"]),
-        ("2500000", ["2.5 million", "2,500,000"]),
-        ("1.414213562", [r"\sqrt{2}", r"\frac{2}{\sqrt{2}}"]),
-        ("12345678901234567891", ["12345678901234567891", "12,345,678,901,234,567,891.0"]),
-        ("0", ["0", "-0", "0.00", "-0.0"]),
-        ("paris", ["Paris", r"\text{Paris}", " PARIS. "]),
-        ("x + 1", ["x+1", "1 + x"]),
-        ("", ["", " ", "$"]),
-    ],
-)
-def test_equal_values_have_one_spelling(value: str, spellings: list[str]):
-    assert {spelling: canonical(spelling) for spelling in spellings} == dict.fromkeys(spellings, value)
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("0.333", "1/3"),
-        ("1,000", "1"),
-        ("5", "5 million"),
-        ("3x", "3"),
-        ("5", "-5"),
-        ("12:30", "12"),
-        ("1.000.000", "1"),
-    ],
-)
-def test_different_values_have_different_spellings(one: str, other: str):
-    assert canonical(one) != canonical(other)
-
-
-def test_a_number_too_long_for_anybody_is_compared_as_text():
-    assert canonical("9" * 6000) == "9" * 6000  # int() of it would raise
-
-
-@pytest.mark.parametrize(
-    "hostile",
-    [
-        "9^{9^{9^9}}",
-        "9^9^9^9^9",
-        "(((9^{99})^{99})^{99})^{99}",
-        "2**2**100",
-        r"\sum_{i=1}^{10^9} i",
-        "10^{400}",
-        "1/0",
-        "1e400",
-    ],
-)
-def test_a_formula_that_would_take_for_ever_is_not_evaluated(hostile: str):
-    assert canonical(hostile) == canonical(hostile) != ""
-    assert not TextTask().grade(Question("q", "?", "1"), rf"\boxed{{{hostile}}}").correct
-
-
-def test_a_box_opened_a_thousand_times_is_read_in_a_moment():
-    assert boxed(r"\boxed{" * 20_000 + "1" + "}") == "1"
-
-
-def test_formulas_are_read_outside_the_main_thread_and_without_a_word(caplog: pytest.LogCaptureFixture):
-    found = []
-    with caplog.at_level(logging.DEBUG):
-        thread = threading.Thread(target=lambda: found.append(canonical(r"\frac{\sqrt{9}}{4}")))
-        thread.start()
-        thread.join()
-    assert found == ["0.75"]
-    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+# --- grading ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -254,6 +149,13 @@ def test_a_question_of_another_kind_is_no_search_question():
         SearchTask().grade(Question("q", "How many", "1"), "1")
 
 
+@pytest.mark.parametrize("moves", ["add 3, halve", "add 3 double", "subtract 2", "add 3,", "add"])
+def test_a_move_that_is_none_is_named(moves: str):
+    strange = moves.split(",")[-1].strip()
+    with pytest.raises(ValueError, match=rf"there is no move '{strange}': a move is add N, take N or double"):
+        SearchProblem.parse(f"Start at 7. Moves: {moves}. Reach 20 in 2 moves.")
+
+
 # --- the generators' splits ------------------------------------------------------------------------------------------
 
 
@@ -274,6 +176,39 @@ def test_the_same_seed_asks_the_same_questions_each_once(task: Task):
     assert first == again and first != other
     assert len({question.text for question in first}) == len({question.id for question in first}) == 200
     assert task.questions("train", 5, 20) == first[:20]
+
+
+def test_the_built_in_tasks_ask_what_they_have_always_asked():
+    """The shipped weights and every figure of the model cards stand on these very questions."""
+    asked = [
+        (question.id, question.text, question.gold)
+        for task in (ArithmeticTask(), SearchTask())
+        for split in SPLITS
+        for question in task.questions(split, 42, 50)
+    ]
+    assert (
+        sha256(repr(asked).encode()).hexdigest() == "69f62b047fce9cf68e65dfbf482025ef953a068a422dadac83288e69d0644cad"
+    )
+
+
+@pytest.mark.parametrize("spec", ["arithmetic", "search", "arithmetic,search"])
+def test_questions_are_the_first_of_an_endless_stream(spec: str):
+    task = load_task(spec)
+    assert task.endless
+    stream = task.stream("validation", 3)
+    assert list(islice(stream, 40)) == task.questions("validation", 3, 40)
+    assert next(stream) == task.questions("validation", 3, 41)[-1]
+
+
+@pytest.mark.parametrize("spec", ["arithmetic", "search", "arithmetic,search", "q.jsonl", "gsm8k"])
+def test_an_unknown_split_is_refused_at_once(spec: str):
+    with pytest.raises(ValueError, match="there is no split 'dev': type --split train, validation, test"):
+        load_task(spec).stream("dev", 0)  # type: ignore[reportArgumentType]
+
+
+def test_the_kind_says_how_a_question_is_put():
+    assert [load_task(spec).questions("test", 0, 1)[0].kind for spec in ("arithmetic", "search")] == ["maths", "search"]
+    assert Question("q", "?", "1").kind == "text"
 
 
 @pytest.mark.parametrize("task", [ArithmeticTask(), SearchTask()])
@@ -319,7 +254,11 @@ def test_a_question_asked_twice_is_asked_once(tmp_path: Path):
         (b'{"question": "a"}', 'lacks a "question" or an "answer"'),
         (b'{"question": "a", "answer": null}', 'lacks a "question" or an "answer"'),
         (b'{"question": " ", "answer": "1"}', 'lacks a "question" or an "answer"'),
-        (b'["a", "b"]', 'lacks a "question" or an "answer"'),
+        (b'["a", "b"]', "is not a JSON object"),
+        (b'{"question": "a", "answer": "A", "choices": ["x"]}', "has 1 choices: write 2 to 26"),
+        (b'{"question": "a", "answer": "A", "choices": "x, y"}', "has choices that are no list of texts: 'x, y'"),
+        (b'{"question": "a", "answer": "C", "options": ["x", "y"]}', "has the answer 'C', which is neither the letter"),
+        (b'{"question": "a", "answer": "x", "options": ["x", "x"]}', "has the answer 'x', which is neither the letter"),
         (b'{"question": "a", "answer": "So\\n#### "}', "has an empty answer"),
         (b"[" * 100_000, "is not JSON"),
     ],
@@ -328,11 +267,100 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, wrong: str):
     path = tmp_path / "q.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"question": "3 + 4?", "answer": "7"}\n' + line + b"\n")
     with pytest.raises(ValueError, match=rf"q\.jsonl, line 2 {wrong}"):
-        load_task(str(path)).questions("train", 0, -1)
+        load_task(str(path)).questions("train", 0, 1)  # though the first line alone is asked for
+
+
+CHOICES = "Which is even?\nA. 3\nB. 4\nC. 5"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Which is even?", "answer": "B", "choices": ["3", "4", "5"]},
+        {"question": "Which is even?", "answer": "(B)", "options": ["3", " 4\n", "5"]},
+        {"question": "Which is even?", "answer": 4, "choices": ["3", "4", "5"]},
+        {"question": "Which is even?", "answer": "B", "A": "3", "B": "4", "C": "5", "D": ""},
+    ],
+)
+def test_choices_make_a_question_that_is_answered_by_a_letter(tmp_path: Path, row: dict[str, object]):
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps(row))
+    task = load_task(str(path))
+    (question,) = task.questions("train", 0, -1)
+    assert (question.text, question.gold, question.kind) == (CHOICES, "B", "choice")
+    assert task.grade(question, r"\boxed{B}").correct and task.grade(question, r"\boxed{4}").value == "B"
+    assert task.grade(question, "The answer is A").value == "A" and not task.grade(question, "A").correct
+    assert task.grade(question, "4").value == "" and not task.grade(question, "").correct
+
+
+def test_a_csv_has_a_header_quoted_cells_and_columns_of_choices(tmp_path: Path):
+    path = tmp_path / "q.csv"
+    path.write_text(
+        '\ufeffanswer,question,A,B,C,note\r\n7,"What is 3 + 4,\r\nsaid Ann?",,,,easy\r\n\r\n"1,000",How many?\r\n'
+        "C,Which is odd?,2,4,5,\r\n",
+        encoding="utf-8",
+    )
+    questions = load_task(str(path)).questions("test", 0, -1)
+    assert [(q.text, q.gold, q.kind) for q in questions] == [
+        ("What is 3 + 4,\r\nsaid Ann?", "7", "text"),
+        ("How many?", "1,000", "text"),
+        ("Which is odd?\nA. 2\nB. 4\nC. 5", "C", "choice"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "wrong"),
+    [
+        (b"question,answer\n3 + 4?,7\n,8\n", r'q\.csv, line 3 lacks a "question" or an "answer"'),
+        (b'question,answer\n"3 +\n4?",7\n5?\n', r'q\.csv, line 4 lacks a "question" or an "answer"'),
+        (b"question,solution\n3 + 4?,7\n", r'q\.csv, line 2 lacks a "question" or an "answer"'),
+        (b"question,answer\n3, 4 or 5?,7\n", r"q\.csv, line 2 is not CSV in UTF-8 \(3 cells under a header of 2\)"),
+        (b'question,answer\n"3 + 4?,7\n', r"q\.csv, line 2 is not CSV in UTF-8"),
+        (b"question,answer\ncaf\xe9,7\n", r"q\.csv, line \d is not CSV in UTF-8"),
+    ],
+)
+def test_a_bad_line_of_a_csv_is_named(tmp_path: Path, written: bytes, wrong: str):
+    path = tmp_path / "q.csv"
+    path.write_bytes(written)
+    with pytest.raises(ValueError, match=wrong):
+        load_task(str(path)).stream("train", 0)
+
+
+def test_an_empty_file_has_no_questions(tmp_path: Path):
+    for name in ("q.csv", "q.jsonl"):
+        (tmp_path / name).write_text("")
+        assert load_task(str(tmp_path / name)).questions("train", 0, -1) == []
+
+
+def test_a_parquet_file_is_read_by_its_rows(tmp_path: Path):
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow comes with the extra [data]")
+    from pyarrow import parquet
+
+    path = tmp_path / "q.parquet"
+    good = [
+        {"question": "3 + 4?", "answer": "7", "choices": None},
+        {"question": "Which is even?", "answer": "B", "choices": ["3", "4", "5"]},
+    ]
+    parquet.write_table(arrow.Table.from_pylist(good), path)
+    questions = load_task(str(path)).questions("train", 0, -1)
+    assert [(q.text, q.gold, q.kind) for q in questions] == [("3 + 4?", "7", "text"), (CHOICES, "B", "choice")]
+    parquet.write_table(arrow.Table.from_pylist([*good, {"question": "?", "answer": None}]), path)
+    with pytest.raises(ValueError, match=r'q\.parquet, row 3 lacks a "question" or an "answer"'):
+        load_task(str(path)).questions("train", 0, 1)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"q\.parquet, after row 0: not a readable \.parquet file"):
+        load_task(str(path)).stream("train", 0)
+
+
+def test_without_pyarrow_the_command_that_brings_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "q.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r'pyarrow, which is missing here: pip install "latent-prm\[data\]"'):
+        load_task(str(tmp_path / "q.parquet")).stream("train", 0)
 
 
 def test_a_missing_or_short_file_says_so(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"No such question file: .*none\.jsonl\. Type a path"):
+    with pytest.raises(FileNotFoundError, match=r"No such question file: .*none\.jsonl\. Type the path"):
         load_task(str(tmp_path / "none.jsonl")).questions("train", 0, 1)
     path = tmp_path / "q.jsonl"
     path.write_text(GSM8K)
@@ -366,13 +394,41 @@ def test_mixed_files_are_read_to_the_end_and_told_apart_by_their_whole_name(tmp_
         mixed.grade(Question("arithmetic-1", "?", "1"), "1")
 
 
+def test_a_task_that_ends_leaves_the_stream_to_the_others(tmp_path: Path):
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps({"question": "3 + 4?", "answer": "7"}))
+    task = load_task(f"{path},arithmetic")
+    found = list(islice(task.stream("train", 0), 4))
+    assert [question.id.split("-")[0] for question in found] == ["q", *["arithmetic"] * 3] and task.endless
+    with pytest.raises(ValueError, match=r"q\.jsonl has 1 different questions, not 2"):
+        task.questions("train", 0, 4)  # an equal share of each cannot be had
+    with pytest.raises(ValueError, match="the task arithmetic never runs out"):
+        task.questions("train", 0, -1)
+
+
+def test_two_tasks_of_one_name_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="have one name, so their questions could not be told apart"):
+        load_task(f"search,{tmp_path / 'search.jsonl'}")
+
+
 def test_a_task_named_twice_is_one_task():
     assert isinstance(load_task("arithmetic,arithmetic"), ArithmeticTask)
 
 
-@pytest.mark.parametrize("spec", ["arithmetics", "gsm8k", "arithmetic,q.json"])
-def test_an_unknown_task_is_named(spec: str):
-    with pytest.raises(ValueError, match=r"unknown task '.*': type arithmetic, search or the path of a \.jsonl file"):
+@pytest.mark.parametrize(
+    ("spec", "near"),
+    [("arithmetics", "arithmetic"), ("GSM8K", "gsm8k"), ("gsm-hard", "gsm_hard"), ("gsm8K:/data", "gsm8k")],
+)
+def test_an_unknown_task_is_named_with_the_one_that_was_meant(spec: str, near: str):
+    with pytest.raises(
+        ValueError, match=rf"unknown task '{spec}' \(did you mean {near}\?\): type arithmetic, search, "
+    ):
+        load_task(spec)
+
+
+@pytest.mark.parametrize("spec", ["zzz", "arithmetic,q.json", "gsm8k:", "zzz:q.jsonl.gz"])
+def test_an_unknown_task_is_answered_with_all_that_there_are(spec: str):
+    with pytest.raises(ValueError, match=r"unknown task .*gsm8k, math, .*gym:NAME, or the path of a \.jsonl, \.csv or"):
         load_task(spec)
 
 
@@ -381,7 +437,37 @@ def test_no_task_at_all_is_an_error():
         load_task(" , ")
 
 
-def test_a_digest_depends_on_the_words_and_not_on_their_dress():
-    assert question_digest("Ann has 3 apples.") == question_digest("ann  has 3 apples")
-    assert question_digest("Ann has 3 apples.") != question_digest("Ann has 4 apples.")
-    assert re.fullmatch(r"[0-9a-f]{16}", question_digest("?"))
+def test_a_task_travels_to_another_process_as_its_name():
+    for spec in ("arithmetic", "gsm8k", "math:/data", "q.csv", "arithmetic,search"):
+        assert len(pickle.dumps(load_task(spec))) < 1000
+
+
+# --- questions that come more than once ------------------------------------------------------------------------------
+
+
+def test_repeats_within_and_across_splits_are_found_and_said(tmp_path: Path):
+    asked = {
+        "train": ["What is 3 + 4?", "what is 3+4", "What is 5 + 5?", "What is 2 + 2?", "How old?"],
+        "test": ["WHAT IS 5 + 5", "How old", "What is 9 + 9?"],
+    }
+    for split, texts in asked.items():
+        lines = (json.dumps({"question": text, "answer": "#### 1"}) for text in texts)
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    task = load_task(f"gsm8k:{tmp_path}")
+    (found,) = find_repeats(task, "train")
+    questions = task.questions("train", 0, -1)
+    assert (found.task, found.questions, found.doubles) == ("gsm8k", 4, 1)
+    assert found.elsewhere == {"test": [questions[i].id for i in (1, 3)]}
+    assert str(found).split("\n") == [
+        "gsm8k: 1 of 5 rows ask again and were left out.",
+        "gsm8k: 2 of 4 questions also stand in the test split.",
+    ]
+    assert str(find_repeats(load_task(f"arithmetic,gsm8k:{tmp_path}"), "test")[0]) == (
+        "gsm8k: 2 of 3 questions also stand in the train split."
+    )
+
+
+def test_where_nothing_repeats_nothing_is_said(tmp_path: Path):
+    path = tmp_path / "q.jsonl"
+    path.write_text(GSM8K)
+    assert find_repeats(load_task(f"{path},arithmetic"), "train") == []  # one file is no two splits

@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from latent_prm import shards, trainer
+from latent_prm.grading import question_digest
 from latent_prm.losses import Lesson
 from latent_prm.model import QwenLatentPRM
 from latent_prm.options import TrainOptions
-from latent_prm.tasks import question_digest
 from latent_prm.tree import Answer, ReasoningTree
 from latent_prm.tree import Path as LatentPath
 

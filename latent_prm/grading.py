@@ -1,0 +1,182 @@
+r"""How an answer is read out of a text, and when two answers, or two questions, are one and the same.
+
+This room hides ``\boxed{}``, numbers with commas, currency and units, formulas, and lettered choices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from math import prod
+from string import ascii_uppercase
+from typing import Any, Literal
+
+Kind = Literal["maths", "choice", "text", "search"]
+"""How a question is put to a reasoner, and how its answer is read: a number or formula, the letter of a choice, any
+value, or the numbers visited in a search."""
+
+LONGEST = 100
+"""Characters. What is longer is neither a number nor a formula that anyone would write as an answer."""
+
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
+_NUMBER = re.compile(
+    rf"(?:(?<![\w.)])-)?[$€£]?(?:{_DIGITS})(?:[eE][+-]?\d\d?(?!\w)|/\d+)?(?:\s(?:{'|'.join(_SCALES)}))?", re.IGNORECASE
+)
+_PLAIN = re.compile(
+    rf"(?P<sign>[-+]?)\s*(?:(?:(?P<whole>\d+)\s+)?(?P<over>\d+)\s*/\s*(?P<under>0*[1-9]\d*)"
+    rf"|(?P<digits>\d{{1,3}}(?:\ \d{{3}})+|{_DIGITS})(?P<power>[eE][+-]?\d\d?)?)"
+    r"(?P<unit>\s*°\s?[CF]?|(?:\s*(?!pi\b)(?=[A-Za-z]{2})|\s+|(?=[ghlmsLVW]\b))"  # "3m" is three metres, "3x" a formula
+    r"(?![xyz])[A-Za-z][A-Za-z .²³/-]*(?:\^\{?\d\}?)?)?"
+)
+_FORMULA = re.compile(
+    r"(?!.*(?:\.\d*\.|\d[eE]\d))"  # 1.000.000 and 1e400 are no formulas
+    r"(?:\\(?:[dt]?frac|sqrt|pi|cdot|times|div|infty|pm|cup)(?![A-Za-z])|\\[{}]|[A-Za-z](?![A-Za-z])"
+    r"|\^(?:\d|\{-?\d\d?\})|\*(?!\*)|[\d ,.=<>|()\[\]{}/+-])+"
+)
+
+
+def boxed(text: str) -> str | None:
+    r"""What stands in the last complete ``\boxed{…}`` (or ``\fbox``), its braces balanced; None where there is none."""
+    opened: list[int] = []
+    begin, end = -1, -1
+    for brace in re.finditer(r"(\\f?box(?:ed)?\s*\{)|[{}]", text):
+        if brace[0] != "}":
+            opened.append(brace.end() if brace[1] else -1)
+        elif opened and (start := opened.pop()) > begin:
+            begin, end = start, brace.start()
+    return None if begin < 0 else text[begin:end].strip()
+
+
+def extract_answer(text: str) -> str:
+    r"""The answer a text gives, as written: the last ``\boxed{}``, else what follows ``####``, else the last number.
+
+    ``""`` when it gives none.
+    """
+    inside = boxed(text)
+    if inside is not None:
+        return inside
+    if "####" in text:
+        return text.rsplit("####", 1)[1].strip().split("\n")[0].strip()
+    numbers = _NUMBER.findall(text.replace("−", "-"))
+    return numbers[-1] if numbers else ""
+
+
+def canonical(answer: str) -> str:
+    r"""One spelling for equal answers: ``"$1,000.00"`` and ``"1000 cm"`` are ``"1000"``, ``"\frac12"`` is ``"0.5"``.
+
+    Numbers and plain fractions with commas, currency and units are read here; other formulas by ``math-verify``. What
+    is neither is compared as lower-case words. Safe on any text, in any thread.
+    """
+    text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r" \1 ", answer).replace("{,}", ",").replace("−", "-")
+    text = re.sub(r"(?<=\d)\\[,;! ](?=\d)", " ", text)
+    text = re.sub(r"\\[,;:! ]|\\?[$%€£]|\\(?:left|right)(?![A-Za-z])|\^\s*\{?\s*\\circ\s*\}?", " ", text)
+    text = re.sub(r"^[A-Za-z]\w*\s*=", "", text.strip()).strip().rstrip(".")  # "x = 5" answers 5
+    number = _PLAIN.fullmatch(text)
+    if number and len(number[0].removesuffix(number["unit"] or "")) <= LONGEST:
+        return _spell(_value(number))
+    return _formula(text) or _words(text)
+
+
+def _value(number: re.Match[str]) -> Fraction:
+    if number["over"]:
+        value = int(number["whole"] or 0) + Fraction(int(number["over"]), int(number["under"]))
+    else:
+        value = Fraction(re.sub(r"[, ]", "", number["digits"]) + (number["power"] or ""))
+    first_word = (number["unit"] or "").lower().strip().partition(" ")[0]
+    value *= _SCALES.get(first_word, 1)
+    return -value if number["sign"] == "-" else value
+
+
+def _spell(value: Fraction) -> str:
+    value = round(value, 9)
+    return str(value.numerator) if value.denominator == 1 else repr(float(value))
+
+
+def _formula(text: str) -> str:
+    """The spelling of a formula, "" for what is none.
+
+    math-verify evaluates what it reads, its own time limit works in the main thread only, and a text such as
+    ``9^{9^{9^9}}`` would keep it busy for ever: only what is surely small is given to it.
+    """
+    exponents = (int(n) for n in re.findall(r"\^\{?-?(\d+)", text))
+    if not re.search(r"\d|\\", text) or len(text) > LONGEST or not _FORMULA.fullmatch(text) or prod(exponents) > 1000:
+        return ""
+    from math_verify import LatexExtractionConfig, parse  # slow to import (sympy), and plain numbers never need it
+
+    logging.getLogger("math_verify.parser").setLevel(logging.ERROR)  # it warns that no time limit is set
+    found = parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=0)
+    try:
+        value: Any = found[0].doit()
+        if getattr(value, "is_Rational", False):
+            return _spell(Fraction(int(value.p), int(value.q)))
+        if getattr(value, "is_number", False) and value.is_real:
+            return _spell(Fraction(round(float(value), 9)))
+        return "" if str(value) in ("nan", "zoo") else str(value)
+    except Exception:  # nothing was read, or sympy cannot evaluate it, or it is too large to be spelled
+        return ""
+
+
+def _words(text: str) -> str:
+    return " ".join(re.sub(r"[^\w\s.+*/^()=,-]", " ", text.lower()).split())
+
+
+def normalise(text: str) -> str:
+    """A question's text with case, spaces and punctuation evened out: two spellings of one question become equal.
+
+    Signs that make another sum of the same numbers stay: "3 + 4?" and "3 - 4?" are two questions.
+    """
+    return " ".join(re.findall(r"\w+|[+*/^=<>×÷%]|-(?=\s*\d)|\.(?=\d)", text.lower()))
+
+
+def question_digest(text: str) -> str:
+    """16 hex digits that stand for a question's normalised text, to tell seen questions from unseen ones."""
+    return hashlib.sha256(normalise(text).encode()).hexdigest()[:16]
+
+
+# --- choices --------------------------------------------------------------------------------------------------------
+
+_CHOICE = re.compile(r"([A-Z])\. (.+)")
+_LETTER = re.compile(r"[(\[*]*([A-Za-z])[)\]*]*(?:[.:)]\s.*|[.:])?", re.DOTALL)  # B, (B), **B**, "B. Paris"
+_SAID = re.compile(r"(?i:answer)(?:\s+(?i:is|choice|option))*[\s:=*_$({\[\"'\\]*([A-Z])(?![\w'’])")
+_LAST = re.compile(r"(?:^|[\s(*])([A-Z])[).*\s]*\Z")
+
+
+def with_choices(text: str, choices: Sequence[str]) -> str:
+    """The question with its choices under it, a line each: ``A. …``, ``B. …``. Line breaks within a choice go."""
+    return "\n".join([text.strip(), *(f"{ascii_uppercase[i]}. {' '.join(c.split())}" for i, c in enumerate(choices))])
+
+
+def choices_of(text: str) -> dict[str, str]:
+    """The choices under a question by their letters; {} where there are none."""
+    found: dict[str, str] = {}
+    for line in reversed(text.rstrip().split("\n")):
+        choice = _CHOICE.fullmatch(line.strip())
+        if not choice or (found and ord(choice[1]) != ord(min(found)) - 1):
+            return {}
+        found[choice[1]] = choice[2]
+        if choice[1] == "A":
+            return dict(reversed(found.items()))
+    return {}
+
+
+def chosen(question: str, text: str) -> str:
+    r"""The letter that a text chooses among the question's choices, "" for none.
+
+    It stands in the last ``\boxed{}`` (or the full text of one choice does), else after "answer is" or "answer:", else
+    alone at the end.
+    """
+    choices = choices_of(question) or dict.fromkeys(ascii_uppercase, "")
+    inside = boxed(text)
+    if inside is None:
+        said = _SAID.findall(text) or _LAST.findall(text)
+        return said[-1] if said and said[-1] in choices else ""
+    inside = re.sub(r"\\(?:text\w*|mathrm|mathbf|mbox)\s*\{([^{}]*)\}", r"\1", inside).strip(" $")
+    letter = _LETTER.fullmatch(inside)
+    if letter and letter[1].upper() in choices:
+        return letter[1].upper()
+    same = [name for name, choice in choices.items() if inside and normalise(choice) == normalise(inside)]
+    return same[0] if len(same) == 1 else ""
