@@ -46,28 +46,23 @@ class GrowthOptions:
     revision: str | None = None
     """The hub's branch, tag or commit. Left out: main."""
     align: Align | None = None
-    """How a hidden state becomes the next input: LatentMAS' ridge, its norm alone (rescale), or none. Left out: the
-    reasoner's own map where its config names one, else ridge."""
+    """How a hidden state becomes the next input; rescale: its norm alone. Left out: the model's own map, else ridge."""
     device: Device = "auto"
     """cuda, cpu, or auto: CUDA when there is one, else the CPU, said aloud."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of the reasoner. auto: bfloat16 on CUDA, float32 on the CPU."""
     pipeline: str = "solo"
-    """Who thinks: solo, sequential (planner, critic, refiner, judger), hierarchical (specialists, then a summariser),
-    or a .yaml file."""
+    """Who thinks: solo, sequential (planner, critic, refiner, judger), hierarchical (specialists), or a .yaml file."""
     think: bool = False
     """Put the prompts in the thinking mode of a reasoning model's chat template."""
     num_paths: int | None = None
-    """Leaves per question. Each tree also carries its noise-free path, which is not counted here. Left out: what the
-    branches make, else 16."""
+    """Leaves per question, the noise-free path not counted. Left out: what the branches make, else 16."""
     branches: str | None = None
-    """Paths that begin at each agent under every path so far, as 8,2,2. A solo agent's latents are cut into as many
-    runs. Left out: all at a lone agent, else spread over all agents."""
+    """Paths that begin at each agent, as 8,2,2; a lone agent's latents are cut into as many runs. Left out: spread."""
     latent_steps: int | None = None
     """Latents per agent. Left out: what the reasoner's config names, else 10."""
     diversity_strategy: Diversity = "noise"
-    """What makes paths differ: noise (Gaussian, on every latent), temperature (latents as mixtures of word embeddings,
-    with Gumbel noise), dropout (in latent steps only), or hybrid (all three)."""
+    """What makes paths differ: Gaussian noise, temperature (mixed word embeddings), dropout, or all three (hybrid)."""
     noise: float | None = None
     """Gaussian noise on every latent, relative to its root mean square. Left out: the reasoner's own, else 0.1."""
     soft_temperature: float = 1.0
@@ -123,8 +118,7 @@ class CollectOptions(GrowthOptions):
     """Grow trees of latent paths and write them as shards."""
 
     task: str = "arithmetic,search"
-    """Where questions come from: arithmetic, search, gsm8k and other names (a wrong one lists them), gym:NAME, a
-    .jsonl, .csv or .parquet file, or several with commas."""
+    """arithmetic, search, gsm8k, … (a wrong name lists them), gym:NAME, a .jsonl, .csv or .parquet file, or several."""
     split: Split = "train"
     """Which part of the task to draw from. A file is its own split."""
     output_dir: str = "prm_data"

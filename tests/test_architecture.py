@@ -21,7 +21,7 @@ SOURCES = sorted([*ROOT.glob("latent_prm/**/*.py"), *ROOT.glob("methods/**/*.py"
 
 # A room imports from the lines above its own only; those of the line of the models also each other, without a circle.
 LAYERS = [
-    {"options", "files", "tree", "grading", "rows", "stopping", "demo"},
+    {"options", "files", "tree", "grading", "rows", "problems", "stopping", "demo"},
     {"hub", "gym"},
     {"tasks"},
     {"prompts"},

@@ -17,9 +17,10 @@ from latent_prm.demo import prm_folder, reader_folder, reasoner_folder
 from latent_prm.demo.reader import deepen, judge
 from latent_prm.demo.recipe import Lesson, Recipe, Term, build_model, build_tokenizer, draw_problems, train
 from latent_prm.model import QwenLatentPRM
+from latent_prm.problems import SearchProblem, draw_search
 from latent_prm.reasoner import Reasoner
 from latent_prm.shards import outcomes
-from latent_prm.tasks import SearchProblem, draw_search, load_task
+from latent_prm.tasks import load_task
 
 
 def test_the_built_in_reasoner_is_an_ordinary_folder() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +235,9 @@ def test_the_judger_reads_its_prompt_after_all_thoughts_and_answers(curt: Reason
         for prompt, i in zip(prompts, tree.chain(leaf), strict=True):
             ids = curt.tokenizer(render(curt.tokenizer, prompt, MIDDLE))["input_ids"] if prompt else []
             parts += [embed(torch.tensor(ids, dtype=torch.long)), tree.paths[i].latents]
-        parts.append(embed(torch.tensor(curt.tokenizer(render(curt.tokenizer, TEAM.judger, MIDDLE))["input_ids"])))
+        parts.append(
+            embed(torch.tensor(curt.tokenizer(render(curt.tokenizer, TEAM.judger or "", MIDDLE))["input_ids"]))
+        )
         tokens: list[int] = []
         while len(tokens) < 12:
             inputs = torch.cat([*parts, embed(torch.tensor(tokens, dtype=torch.long))])
@@ -329,7 +332,8 @@ class Graded:
     name = "text"
 
     def __init__(self, mixed: set[str]) -> None:
-        self.mixed, self.calls = mixed, dict.fromkeys(("text-1", "text-2", "text-3"), 0)
+        self.mixed = mixed
+        self.calls: Counter[str] = Counter()
 
     def grade(self, question: Question, text: str) -> Grade:
         self.calls[question.id] += 1
@@ -337,11 +341,10 @@ class Graded:
 
 
 def test_until_mixed_stops_the_clear_and_goes_on_with_the_undecided(reasoner: Reasoner) -> None:
-    settings: dict[str, Any] = {"num_paths": 6, "latent_steps": 2, "noise": 0.3, "max_new_tokens": 2}
-    growth = reasoner.growth(**settings, until_mixed=True)
+    growth = reasoner.growth(num_paths=6, latent_steps=2, noise=0.3, max_new_tokens=2, until_mixed=True)
     trees = reasoner.grow(ALL, Graded({"text-2"}), growth)  # type: ignore[reportArgumentType]
     assert [len(tree.paths) for tree in trees] == [1 + 3, 1 + 3 + 6, 1 + 3]
-    whole = reasoner.grow(ALL, TASK, reasoner.growth(**settings | {"num_paths": 9}))
+    whole = grow(reasoner, ALL, num_paths=9, latent_steps=2, max_new_tokens=2)
     for tree, other in zip(trees, whole, strict=True):  # what was grown is the beginning of a plain growth
         for path, same_path in zip(tree.paths, other.paths, strict=False):
             torch.testing.assert_close(path.latents, same_path.latents, rtol=0, atol=1e-5)

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from latent_prm.problems import LARGEST, SearchProblem
 from latent_prm.tasks import (
-    LARGEST,
     ArithmeticTask,
     Question,
-    SearchProblem,
     SearchTask,
     Split,
     Task,

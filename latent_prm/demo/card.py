@@ -6,9 +6,10 @@ from __future__ import annotations
 import json
 
 from latent_prm.demo import reasoner_folder
+from latent_prm.problems import SearchProblem
 from latent_prm.reasoner import Reasoner
 from latent_prm.shards import outcomes
-from latent_prm.tasks import SearchProblem, load_task
+from latent_prm.tasks import load_task
 from latent_prm.tree import ReasoningTree
 
 QUESTIONS, PATHS, SEED, TOGETHER = 1500, 16, 0, 100
@@ -35,7 +36,7 @@ It is wrong often enough to be worth judging, which is what it is for. It knows 
 in config.json). The number in hand after each operation or move can be read off each latent through the lm_head; once
 through, the last one stays.
 
-**Data and recipe.** Both generators (`latent_prm/tasks.py`), training split only: the text of a question decides its
+**Data and recipe.** Both generators (`latent_prm/problems.py`), training split only: the text of a question decides its
 split. `{command}` makes these weights again: the same bits on the same machine and versions (two runs in LOG.md).
 
 ```json

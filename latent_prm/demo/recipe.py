@@ -25,7 +25,8 @@ from torch import Tensor
 from tqdm import trange
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from latent_prm.tasks import LARGEST, ArithmeticProblem, SearchProblem, draw_arithmetic, draw_search, split_of
+from latent_prm.problems import LARGEST, ArithmeticProblem, SearchProblem, draw_arithmetic, draw_search
+from latent_prm.tasks import split_of
 
 NUMBERS = LARGEST + 1
 PERIODS = (2, 3, 5, 7, 10, 11, 20, 25, 50, 100, 200, 400)
