@@ -64,7 +64,7 @@ def plain(reasoner: Reasoner, questions: list[Question], growth: Growth, chances
 
             def read(prompt: str, cache: object, question: Question = question) -> tuple[object, torch.Tensor]:
                 special = cache is None and not tokenizer.chat_template
-                text = render(tokenizer, prompt, question)
+                text = render(tokenizer, prompt, question, later=cache is not None)
                 tokens = tokenizer(text, add_special_tokens=special, return_tensors="pt")["input_ids"]
                 return forward(cache, input_ids=tokens.to(device))
 

@@ -48,10 +48,14 @@ log = logging.getLogger(__name__)
 
 SHARD_BYTES = 256 * 2**20
 """A shard that holds so many bytes of latents is closed, however few its questions: it bounds the memory."""
+SHARD_SECONDS = 600
+"""A shard that was begun so long ago is closed too: what a power cut can cost."""
 MANY = 200
 """Questions from which on compiling is worth its time."""
 FEW = 100
 """Labelled paths. With fewer there is hardly anything to learn from."""
+FIXED = Question("text-0", "?", "")
+"""Its prompts tell templates apart: wording, chat template and thinking mode."""
 ROWS = {
     "noise_free": "the noise-free path is right",
     "random_path": "one noisy path is right",
@@ -105,7 +109,7 @@ def main(options: CollectOptions) -> None:
             preview(questions, total, reasoner, growth, options)
             return
         with only_collector(options) as folder, running(options, total, reasoner, task, growth) as (engine, facts):
-            writer = ShardWriter(folder, name_of(options, task), describe(options, task, growth) | facts)
+            writer = ShardWriter(folder, name_of(options, task), describe(options, task, reasoner, growth) | facts)
             done = finished(writer, options.skip_bad_files)
             if done:
                 log.info("%d questions are already in %s.", len(done), folder)
@@ -120,6 +124,10 @@ def draw(options: CollectOptions, task: Task) -> tuple[Iterator[Question], int |
     """
     if options.split == "test":
         log.warning("These questions are from the test split: do not train on them.")
+        if options.until_mixed:
+            log.warning(
+                "With --until_mixed, questions have unlike numbers of paths: majority and any are not comparable."
+            )
     for repeats in find_repeats(task, options.split):
         log.warning("%s", repeats)
     if options.max_samples == -1:
@@ -157,15 +165,16 @@ def running(
         yield engine, engine.describe()
 
 
-def describe(options: CollectOptions, task: Task, growth: Growth) -> dict[str, Any]:
+def describe(options: CollectOptions, task: Task, reasoner: Reasoner, growth: Growth) -> dict[str, Any]:
     """What the metadata of every shard of this collection says alike."""
     settings = {name: value for name, value in asdict(growth).items() if name not in ("seed", "runs", "judger")}
     prompts = [run.prompt for run in growth.runs] + [growth.judger]
+    rendered = [reasoner.prompt(FIXED, growth, i) for i, prompt in enumerate(prompts) if prompt is not None]
     settings |= {
         "num_paths": growth.num_paths,
         "branches": ",".join(str(run.branches) for run in growth.runs),
         "latent_steps": ",".join(str(run.latent_steps) for run in growth.runs),
-        "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16],
+        "prompts": hashlib.sha256(json.dumps(rendered).encode()).hexdigest()[:16],
     }
     return {
         "task": task.name,
@@ -278,6 +287,11 @@ class ShardWriter:
         held = chain.from_iterable((path.latents, path.hidden) for tree in trees for path in tree.paths)
         self.bytes += sum(tensor.nbytes for tensor in held if tensor is not None)
 
+    def full(self, shard_size: int) -> bool:
+        """Whether it is time to commit."""
+        old = time.monotonic() - self.began >= SHARD_SECONDS
+        return len(self.trees) >= shard_size or self.bytes >= SHARD_BYTES or old
+
     def commit(self) -> None:
         """Write what is held, if anything. Ctrl-C and SIGTERM wait until it is written and no longer held."""
         with undisturbed():
@@ -344,7 +358,7 @@ def grow(
 
     However it ends, the trees of all whole batches are committed.
     """
-    kept, began = 0, time.monotonic()
+    kept, leaves, began = 0, 0, time.monotonic()
     shares: dict[str, list[float]] = {"noise-free": [], "one noisy path": [], "mixed": []}
 
     def todo() -> Iterator[Question]:
@@ -352,7 +366,8 @@ def grow(
         for question in questions:
             if question.id in done:
                 kept += 1
-                bar.initial, bar.n = bar.initial + 1, bar.n + 1  # not counted as speed
+                bar.initial += 1  # not counted as speed
+                bar.n = bar.last_print_n = bar.n + 1
             else:
                 yield question
 
@@ -361,9 +376,10 @@ def grow(
             for trees, spent in engine.grow(batches.of(todo())):
                 writer.add(trees, spent)
                 kept += len(trees)
-                bar.set_postfix_str(_told(trees, shares, time.monotonic() - began), refresh=False)
+                leaves += sum(len(tree.leaves()) for tree in trees)
+                bar.set_postfix_str(_told(trees, shares, leaves, time.monotonic() - began), refresh=False)
                 bar.update(len(trees))
-                if len(writer.trees) >= batches.shard_size or writer.bytes >= SHARD_BYTES:
+                if writer.full(batches.shard_size):
                     writer.commit()
             writer.commit()
         except BaseException as error:
@@ -375,14 +391,16 @@ def grow(
             raise
 
 
-def _told(trees: list[ReasoningTree], shares: dict[str, list[float]], seconds: float) -> str:
+def _told(trees: list[ReasoningTree], shares: dict[str, list[float]], leaves: int, seconds: float) -> str:
     """Adds these trees to the shares (right noise-free paths, right noisy ones, mixed questions) and spells them."""
     for tree in trees:
+        right: dict[bool, list[float]] = {True: [], False: []}
         for i in tree.leaves():
-            path = tree.paths[i]
-            shares["noise-free" if path.noise_free else "one noisy path"].append(path.prm_score or 0.0)
+            right[tree.paths[i].noise_free].append(tree.paths[i].prm_score or 0.0)
+        for name, found in (("noise-free", right[True]), ("one noisy path", right[False])):
+            shares[name] += [fmean(found)] if found else []
         shares["mixed"].append(tree.mixed)
-    paths = len(shares["one noisy path"]) / max(seconds, 1e-9)
+    paths = leaves / max(seconds, 1e-9)
     told = ", ".join(f"{name} {fmean(values):.2f}" for name, values in shares.items() if values)
     return f"{paths:.0f} paths/s, {told}"
 
@@ -426,7 +444,8 @@ def report(folder: Path, options: CollectOptions) -> None:
         asked = sum(sizes) * parts[0]["settings"]["num_paths"]
         console.print(
             f"until_mixed: {told['stopped_early']:,} questions stopped early, {told['went_on']:,} went on: "
-            f"{told['num_leaves']:,} paths grown instead of {asked:,}"
+            f"{told['num_leaves']:,} paths grown instead of {asked:,}",
+            soft_wrap=True,
         )
     _warn([sum(column) for column in zip(*(part["score_histogram"] for part in parts), strict=True)])
     console.print(f"\nNext: {next_command(options)}", soft_wrap=True)

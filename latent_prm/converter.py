@@ -127,5 +127,5 @@ _MEANING = {
     "labelled": "with a prm_score",
     "censored": "without one: unknown, which is not 0",
     "labels withdrawn": "no graded answer below them; among the censored",
-    "labels corrected": "zeros of unexpanded paths had been averaged into them",
+    "labels corrected": "they were not what the graded answers, or known labels, below them give",
 }

@@ -21,6 +21,8 @@ RIDGE = 1e-5
 """λ of the alignment, as in LatentMAS (arXiv 2511.20639)."""
 CHUNK = 2**24
 """Numbers of a rows × vocabulary table that are held at once."""
+GUMBEL = 2**19
+"""The place of a path's first Gumbel numbers in its chance: dropout's, one per layer and step, stand before."""
 BLOCKS = ("layers", "h", "blocks")
 SUBLAYERS = ("self_attn", "attn", "attention", "mlp", "feed_forward")
 
@@ -46,10 +48,10 @@ class LatentMap(nn.Module):
         self.register_buffer("matrix", matrix if self.kind == "ridge" else None)
 
     def forward(self, hidden: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """The next input embedding, float32."""
-        hidden = hidden.float() * self.factor
+        """The next input embedding, float32 (float64 where the hidden state is)."""
+        hidden = (hidden if hidden.dtype == torch.float64 else hidden.float()) * self.factor
         if self.matrix is not None:
-            hidden = hidden @ self.matrix
+            hidden = hidden @ self.matrix.to(hidden.dtype)
         return hidden if self.norm is None else F.normalize(hidden, dim=-1) * self.norm
 
 
@@ -77,13 +79,14 @@ def _align(model: Any) -> tuple[Float[Tensor, "D D"], float]:
 def uniform(keys: Int[Tensor, " B"], place: int, count: int) -> Float[Tensor, "B C"]:
     """Numbers in (0, 1), fixed by each row's key and the place: the same on every device, in every batch.
 
-    Counter-based: the finaliser of SplitMix64 (Steele et al., OOPSLA 2014) over key and counter, its upper 24 bits.
+    Counter-based: the finaliser of SplitMix64 (Steele et al., OOPSLA 2014) over key and counter. Its upper 23 bits: a
+    half more than 24 of them can say is rounded to 1 in float32.
     """
     counter = torch.arange(count, device=keys.device) + (place + 1) * 2**32
     x = keys[:, None] + counter * -7046029254386353131  # 2⁶⁴ divided by the golden ratio; int64 wraps around
     x = (x ^ _shifted(x, 30)) * -4658895280553007687
     x = (x ^ _shifted(x, 27)) * -7723592293110705685
-    return (_shifted(x ^ _shifted(x, 31), 40).float() + 0.5) / 2**24
+    return (_shifted(x ^ _shifted(x, 31), 41).float() + 0.5) / 2**23
 
 
 def _shifted(x: Int[Tensor, "B C"], bits: int) -> Int[Tensor, "B C"]:
@@ -111,15 +114,17 @@ class SoftMixture:
     def __call__(
         self, hidden: Float[Tensor, "B D"], keys: Int[Tensor, " B"], noisy: Float[Tensor, " B"], step: int, T: float
     ) -> Float[Tensor, "B D"]:
-        """The next inputs, float32; rows where ``noisy`` is 0 are mixed without Gumbel noise."""
+        """The next inputs, float32 or float64; rows where ``noisy`` is 0 are mixed without Gumbel noise."""
         weight = self.embed.weight[: self.out.weight.shape[0]]
         rows = max(1, CHUNK // len(weight))
         parts = []
         for h, key, disturbed in zip(hidden.split(rows), keys.split(rows), noisy.split(rows), strict=True):
-            logits = self.out(h).float()[:, : len(weight)]
-            gumbel = -(-uniform(key, step, len(weight)).log()).log()
+            logits = self.out(h)[:, : len(weight)]
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            gumbel = -(-uniform(key, GUMBEL + step, len(weight)).log()).log()
             shares = ((logits + gumbel * disturbed[:, None]) / T).softmax(-1)
-            parts.append((shares.to(weight.dtype) @ weight).float() * self.scale)
+            mixed = shares.to(weight.dtype) @ weight
+            parts.append((mixed if mixed.dtype == torch.float64 else mixed.float()) * self.scale)
         return torch.cat(parts)
 
 

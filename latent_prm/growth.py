@@ -77,7 +77,19 @@ class Growth:
             return 0.0
         return self.noise.get(task, NOISE) if isinstance(self.noise, dict) else self.noise
 
+    @property
+    def differs(self) -> bool:
+        """Whether anything can make two paths of it differ."""
+        strengths = self.noise.values() if isinstance(self.noise, dict) else [self.noise]
+        found = {"noise": any(strengths), "temperature": True, "dropout": self.dropout > 0, "hybrid": True}
+        return found[self.diversity_strategy] or self.temperature > 0
+
     def __post_init__(self) -> None:
+        if self.until_mixed and self.runs[0].branches < 2:
+            raise ValueError(
+                "--until_mixed stops after half of the first branches, but there is only one. "
+                "Type --branches with 2 or more in front, as 4,2,2."
+            )
         if self.answers_per_leaf > 1 and self.temperature == 0:
             raise ValueError(
                 f"--answers_per_leaf is {self.answers_per_leaf}, but --temperature is 0, which decodes the same answer "

@@ -32,7 +32,7 @@ def main(options: InspectOptions) -> None:
     """
     finished, unfinished = shards.scan(options.path)
     if not finished and not unfinished:
-        raise shards.no_data(options.path)
+        raise shards.no_data(options.path, "type another folder")
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, 120)  # into a file or pipe there is no edge that names must fold at

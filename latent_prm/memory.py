@@ -83,7 +83,8 @@ def _moment(config: Any, itemsize: int, rows: int, tokens: int, read: int) -> Fo
     active = rows * read * itemsize * (3 * config.hidden_size + 3 * inner)
     # A prompt's grouped heads are spread out, as many keys and values as queries; a single position's are not.
     spread = 2 * rows * tokens * config.num_attention_heads * _head_dim(config) * itemsize if read > 1 else 0
-    return Footprint(cache, cache // layers + max(active, spread))
+    mask = 5 * rows * read * tokens if read > 1 else 0  # who sees whom, as bytes and as numbers to add
+    return Footprint(cache, cache // layers + mask + max(active, spread))
 
 
 def token_bytes(config: Any, itemsize: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import tyro
@@ -49,8 +50,8 @@ class GrowthOptions:
     """How a hidden state becomes the next input; rescale: its norm alone. Left out: the model's own map, else ridge."""
     device: Device = "auto"
     """cuda, cpu, or auto: CUDA when there is one, else the CPU, said aloud."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of the reasoner. auto: bfloat16 on CUDA, float32 on the CPU."""
+    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the reasoner. auto: bfloat16 on CUDA, float32 on the CPU. float64: no batch is felt at all."""
     pipeline: str = "solo"
     """Who thinks: solo, sequential (planner, critic, refiner, judger), hierarchical (specialists), or a .yaml file."""
     think: bool = False
@@ -65,10 +66,10 @@ class GrowthOptions:
     """What makes paths differ: Gaussian noise, temperature (mixed word embeddings), dropout, or all three (hybrid)."""
     noise: float | None = None
     """Gaussian noise on every latent, relative to its root mean square. Left out: the reasoner's own, else 0.1."""
-    soft_temperature: float = 1.0
-    """Of the mixtures that diversity_strategy temperature and hybrid feed."""
-    dropout: float = 0.2
-    """Share of units that diversity_strategy dropout and hybrid drop."""
+    soft_temperature: float | None = None
+    """Of the mixtures that diversity_strategy temperature and hybrid feed. Left out: 1."""
+    dropout: float | None = None
+    """Share of units that diversity_strategy dropout and hybrid drop. Left out: 0.2."""
     temperature: float = 0.0
     """Temperature of the decoded answer. 0: always the likeliest token."""
     top_p: float = 1.0
@@ -81,15 +82,33 @@ class GrowthOptions:
     def __post_init__(self) -> None:
         _at_least(1, num_paths=self.num_paths, max_new_tokens=self.max_new_tokens)
         _at_least(0, latent_steps=self.latent_steps, noise=self.noise, temperature=self.temperature)
-        for name, value, most in (("dropout", self.dropout, 1.0), ("top_p", 1 - self.top_p, 1.0)):
-            if not 0 <= value < most:
+        for name, value in (("dropout", self.dropout or 0), ("top_p", 1 - self.top_p)):
+            if not 0 <= value < 1:
                 said = f"--{name} is {getattr(self, name)}, but it is a share"
                 raise ValueError(
                     f"{said}: type a number {'above 0, up to 1' if name == 'top_p' else 'from 0 to below 1'}."
                 )
-        if self.soft_temperature <= 0:
+        if self.soft_temperature is not None and self.soft_temperature <= 0:
             raise ValueError(f"--soft_temperature is {self.soft_temperature}, but it must be above 0.")
+        self._refuse_what_nobody_reads()
         self.branch_counts()
+
+    def _refuse_what_nobody_reads(self) -> None:
+        readers = {"noise": ("noise", "hybrid"), "soft_temperature": ("temperature", "hybrid")}
+        readers["dropout"] = ("dropout", "hybrid")
+        for name, strategies in readers.items():
+            if getattr(self, name) is not None and self.diversity_strategy not in strategies:
+                raise ValueError(
+                    f"--{name} is {getattr(self, name)}, but --diversity_strategy {self.diversity_strategy} does not "
+                    f"read it. Leave it out, or type --diversity_strategy {' or '.join(strategies)}."
+                )
+        if self.top_p < 1 and self.temperature == 0:
+            raise ValueError(
+                f"--top_p is {self.top_p}, but --temperature is 0, which always takes the likeliest token. "
+                "Leave it out, or type --temperature 0.6, say."
+            )
+        if self.revision is not None and (self.model_path == BUILTIN or Path(self.model_path).is_dir()):
+            raise ValueError(f"--revision is {self.revision}, but {self.model_path} is a folder, which has only one.")
 
     def branch_counts(self) -> tuple[int, ...] | None:
         """``branches`` as numbers. Raises ValueError when it is no list of them."""
@@ -315,7 +334,7 @@ class SolveOptions(GrowthOptions):
     checkpoint: str = BUILTIN
     """A checkpoint folder (…/best), or "builtin" for the PRM that comes with the package."""
     task: str = "arithmetic"
-    """How the question is put and its answer read: arithmetic, search or text (an ordinary question)."""
+    """How the question is put and its answer read: arithmetic, search, maths, choice or text (an ordinary question)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

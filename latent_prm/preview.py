@@ -63,9 +63,12 @@ def _figures(
     together = min(most, options.shard_size, total or most)
     weights = sum(p.nbytes for p in reasoner.model.parameters())
     process = held() if reasoner.device.type == "cpu" else 0
-    latents = sum(run.latent_steps for run in growth.runs)
-    per_question = reasoner.latent_dim * 4 * (latents + 1) * (growth.num_paths + growth.noise_free)
-    per_question *= 2 if growth.keep_hidden else 1
+    paths, stored = 1, 0
+    for run in growth.runs:
+        paths *= run.branches
+        tip = int(run.latent_steps > 0)
+        stored += (paths + growth.noise_free) * (run.latent_steps * (2 if growth.keep_hidden else 1) + tip)
+    per_question = 4 * reasoner.latent_dim * stored
     rows = {
         "questions": "without end" if total is None else f"{total:,}",
         "leaves per question": f"{growth.num_paths} and the noise-free path" if growth.noise_free else growth.num_paths,
@@ -76,7 +79,9 @@ def _figures(
         "memory: KV cache": spell(each.cache * together),
         "memory: activations and logits": spell(each.work * together),
         "memory: Python and libraries": spell(process),
-        "memory at its peak": spell(process + weights + each.total * together),
+        f"memory at its peak{' (at most)' if growth.until_mixed else ''}": spell(
+            process + weights + each.total * together
+        ),
         "disk": f"{spell(per_question * total) if total else spell(per_question) + ' a question'}, "
         f"{spell(disk_usage(_there(options.output_dir)).free)} free",
     }

@@ -46,6 +46,11 @@ ANSWER_FORM = {
 """How the final answer is to be given, by the question's kind."""
 PLACEHOLDERS = ("question", "method", "answer_form")
 
+DATE = "26 Jul 2024"
+"""For templates that tell the date: a tree must not depend on the day on which it is grown."""
+THOUGHTS = "(thoughts)"
+"""Stands for what was thought so far, where a later agent's turn is rendered."""
+
 SIZE_LIMIT = 2**18
 """Bytes. A larger file is no pipeline that anyone wrote."""
 
@@ -119,16 +124,22 @@ BUILT_IN = {
 # --- rendering ------------------------------------------------------------------------------------------------------
 
 
-def render(tokenizer: Any, template: str, question: Question, think: bool = False) -> str:
+def render(tokenizer: Any, template: str, question: Question, think: bool = False, later: bool = False) -> str:
     """A prompt as the reasoner reads it: the template filled in, as a user's message in the tokenizer's chat template.
 
-    A tokenizer without a chat template gets the plain text, and for ``SOLO`` the bare question: it belongs to a model
-    made for bare questions.
+    A ``later`` message is what follows the thoughts so far: their turn's end and the next turn, without the template's
+    beginning. A tokenizer without a chat template gets the plain text, and for ``SOLO`` the bare question: it belongs
+    to a model made for bare questions.
     """
     if not tokenizer.chat_template:
         return question.text if template == SOLO else _fill(template, question)
-    message = {"role": "user", "content": _fill(template, question)}
-    return tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True, enable_thinking=think)
+    messages = [{"role": "user", "content": _fill(template, question)}]
+    if later:
+        messages = [{"role": "user", "content": "-"}, {"role": "assistant", "content": THOUGHTS}, *messages]
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=think, date_string=DATE
+    )
+    return text.rpartition(THOUGHTS)[2] if later else text
 
 
 def _fill(template: str, question: Question) -> str:

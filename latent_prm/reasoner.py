@@ -141,8 +141,8 @@ class Reasoner:
         answers_per_leaf: int = 1,
         diversity_strategy: Diversity = "noise",
         noise: float | dict[str, float] | None = None,
-        soft_temperature: float = 1.0,
-        dropout: float = 0.2,
+        soft_temperature: float | None = None,
+        dropout: float | None = None,
         noise_free: bool = True,
         keep_hidden: bool = False,
         until_mixed: bool = False,
@@ -166,15 +166,17 @@ class Reasoner:
                 log.warning(
                     "%s has latent_steps 0: an ordinary text agent that reads, but thinks no latents.", run.agent
                 )
-        return Growth(
+        if think and not self.tokenizer.chat_template:
+            log.warning("--think changes nothing: %s has no chat template, so it has no thinking mode.", self.name)
+        growth = Growth(
             pipeline=pipeline.name,
             runs=runs,
             judger=pipeline.judger,
             answers_per_leaf=answers_per_leaf,
             diversity_strategy=diversity_strategy,
             noise=own["noise"] if noise is None else noise,
-            soft_temperature=soft_temperature,
-            dropout=dropout,
+            soft_temperature=1.0 if soft_temperature is None else soft_temperature,
+            dropout=0.2 if dropout is None else dropout,
             noise_free=noise_free,
             keep_hidden=keep_hidden,
             until_mixed=until_mixed,
@@ -184,6 +186,9 @@ class Reasoner:
             max_new_tokens=own["max_new_tokens"] if max_new_tokens is None else max_new_tokens,
             seed=seed,
         )
+        if growth.num_paths > 1 and not growth.differs:
+            log.warning("All %d paths will be alike: there is neither diversity nor a temperature.", growth.num_paths)
+        return growth
 
     # --- trees ------------------------------------------------------------------------------------------------------
 
@@ -192,7 +197,8 @@ class Reasoner:
         """One tree per question: the noise-free path and ``num_paths`` others, answered, graded and backed up.
 
         A tree's paths stand run by run, in each run the noise-free one first. With ``until_mixed``, a question whose
-        first half of the paths all came out alike stops there, and any other gets as many again as it was to have.
+        first half of the paths all came out alike stops there, and any other gets as many again as it was to have
+        (its prompt is read again for them).
         When the memory is full, fewer questions, then fewer paths, are grown at a time.
 
         Raises ValueError for a question with more positions than the model has, when a latent is not finite, and when
@@ -231,7 +237,7 @@ class Reasoner:
         self, questions: Sequence[Question], task: Task, growth: Growth, roots: range, noise_free: bool
     ) -> list[list[LatentPath]]:
         """`_grow`, in pieces as large as the memory allows."""
-        most = 1 if self._slides(questions, growth) else self.most_together or len(questions)
+        most = 1 if questions and self._slides(questions, growth) else self.most_together or len(questions)
         if len(questions) > most:
             pieces = [questions[start : start + most] for start in range(0, len(questions), most)]
             return [paths for piece in pieces for paths in self._fitting(piece, task, growth, roots, noise_free)]
@@ -270,7 +276,7 @@ class Reasoner:
         kinds = getattr(self.config, "layer_types", None)
         if window is None or not (kinds is None or any("sliding" in kind for kind in kinds)):
             return False
-        return any(self.positions(question, growth) >= window for question in questions)
+        return self._capacity(questions, growth) >= window
 
     def _grow(
         self, questions: Sequence[Question], task: Task, growth: Growth, roots: range, noise_free: bool
@@ -312,10 +318,14 @@ class Reasoner:
 
     def _begin(self, questions: Sequence[Question], growth: Growth) -> Thought:
         """A row for every question, of which nothing has been read."""
-        longest = [max(column) for column in zip(*(self._prompts(q, growth) for q in questions), strict=True)]
-        room = sum(longest) + growth.latent_steps + growth.max_new_tokens
+        room = self._capacity(questions, growth)
         hooked = growth.diversity_strategy in ("dropout", "hybrid")  # hooks that come and go cannot be compiled
         return Thought(self.model, len(questions), room, None if hooked else self.step)
+
+    def _capacity(self, questions: Sequence[Question], growth: Growth) -> int:
+        """Positions of these questions side by side, each prompt padded to the longest one of them."""
+        longest = [max(column) for column in zip(*(self._prompts(q, growth) for q in questions), strict=True)]
+        return sum(longest) + growth.latent_steps + growth.max_new_tokens
 
     def _chance(self, questions: Sequence[Question], rows: Sequence[_Row], growth: Growth, run: int) -> Chance:
         """What `growth.draw` gives for these rows, on the device."""
@@ -357,20 +367,19 @@ class Reasoner:
             answer = Answer(text=text, value=grade.value, correct=grade.correct, truncated=cut)
             assert row.path is not None
             grown[row.question][row.path].answers.append(answer)
-        return sum(map(len, tokens))
+        return sum(map(len, tokens)) + truncated.count(False)  # the token that ended an answer was decoded too
 
     # --- one batch --------------------------------------------------------------------------------------------------
 
     def _tokens(self, question: Question, prompt: str, growth: Growth, first: bool) -> list[int]:
-        text = render(self.tokenizer, prompt, question, growth.think)
+        text = render(self.tokenizer, prompt, question, growth.think, later=not first)
         # A chat template has already written the special tokens; a later prompt begins no new text.
-        special = first and not self.tokenizer.chat_template
-        tokens = self.tokenizer(text, add_special_tokens=special)["input_ids"]
-        return tokens if first or tokens[:1] != [self.tokenizer.bos_token_id] else tokens[1:]
+        return self.tokenizer(text, add_special_tokens=first and not self.tokenizer.chat_template)["input_ids"]
 
-    def prompt(self, question: Question, growth: Growth) -> str:
-        """What the first agent reads."""
-        return render(self.tokenizer, growth.runs[0].prompt or "", question, growth.think)
+    def prompt(self, question: Question, growth: Growth, agent: int = 0) -> str:
+        """What an agent reads, the judger being the one after the last."""
+        prompt = growth.runs[agent].prompt if agent < len(growth.runs) else growth.judger
+        return render(self.tokenizer, prompt or "", question, growth.think, later=agent > 0)
 
     def _prompts(self, question: Question, growth: Growth) -> list[int]:
         """The length of each prompt that is read on the way, the judger's last."""
@@ -422,13 +431,14 @@ class Reasoner:
             if soft is not None:
                 latent = soft(thought.hidden, chance.keys, chance.disturbed, step, growth.soft_temperature)
             latent = latent + noise * latent.pow(2).mean(-1, keepdim=True).sqrt()
-            latent = latent.to(self.model.dtype)  # stored as it was fed: after this rounding
+            # Stored as it was fed, in float32: after both roundings.
+            latent = latent.float().to(self.model.dtype)
             fed.append(latent.float())
             rates = chance.disturbed * growth.dropout
             with dropout.at(chance.keys, rates, step) if dropout is not None else nullcontext():
                 thought.feed(latent)
-        latents, hidden = torch.stack(fed, 1).cpu(), torch.stack(meant, 1).cpu()
-        tips = self.latent_map(thought.hidden).cpu()
+        latents, hidden = torch.stack(fed, 1).cpu(), torch.stack(meant, 1).float().cpu()
+        tips = self.latent_map(thought.hidden).float().cpu()
         if not (latents.isfinite().all() and tips.isfinite().all()):
             way_out = "Type --dtype float32, or another --model_path."
             raise ValueError(f"The reasoner's latents are not finite in {self.dtype}. {way_out}")

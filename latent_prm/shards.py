@@ -230,12 +230,12 @@ def _each(
         left_out += bad
 
 
-def no_data(folder: str | pathlib.Path) -> NoData:
+def no_data(folder: str | pathlib.Path, way_out: str = "pass --data_dir") -> NoData:
     """The error to raise when a folder has no shard to read: what is there instead, and what to type."""
     names = ", ".join(path.name for path in chain(*scan(folder)))
     which = "No intact and finished .pt files found" if names else "No .pt files found"
     there = f" (there are {names})" if names else ""
-    return NoData(f'{which} in {folder}{there}\nRun "bash collect_training_data.sh" first, or pass --data_dir.')
+    return NoData(f'{which} in {folder}{there}\nRun "bash collect_training_data.sh" first, or {way_out}.')
 
 
 def _width(trees: list[ReasoningTree]) -> int:

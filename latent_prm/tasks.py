@@ -91,9 +91,10 @@ class TextTask:
 
     name = "text"
     endless = False
+    kind: Kind = "text"
 
     def stream(self, split: str, seed: int) -> Iterator[Question]:
-        raise ValueError(f'the task "text" has no questions of its own; type {_WAYS}.')
+        raise ValueError(f'the task "{self.name}" has no questions of its own; type {_WAYS}.')
 
     def questions(self, split: str, seed: int, count: int) -> list[Question]:
         if count < 0 and self.endless:
@@ -301,7 +302,24 @@ def find_repeats(task: Task, split: Split) -> list[Repeats]:
 
 # --- by name ---------------------------------------------------------------------------------------------------------
 
-BUILT_IN: dict[str, Callable[[], Task]] = {"arithmetic": ArithmeticTask, "search": SearchTask, "text": TextTask}
+
+class MathsTask(TextTask):
+    """Any maths question, as GSM8K's."""
+
+    name = "maths"
+    kind: Kind = "maths"
+
+
+class ChoiceTask(TextTask):
+    """Any multiple-choice question, its options written below it as "A. …" lines."""
+
+    name = "choice"
+    kind: Kind = "choice"
+
+
+BUILT_IN: dict[str, Callable[[], Task]] = {
+    kind.name: kind for kind in (ArithmeticTask, SearchTask, TextTask, MathsTask, ChoiceTask)
+}
 _WAYS = (
     f"arithmetic, search, one of {', '.join(DATASETS)}, gym:NAME, or the path of a {', '.join(list(READERS)[:-1])} or "
     f"{list(READERS)[-1]} file"

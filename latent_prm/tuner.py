@@ -75,6 +75,11 @@ class Curve:
     bounded: bool
     """Whether the chosen noise loses no more than it may. False: none does, and it is the one that loses least."""
 
+    @property
+    def mixes(self) -> bool:
+        """Whether any noise makes any question mixed."""
+        return any(share.mean for share in self.lines["mixed"])
+
 
 def main(options: TuneNoiseOptions) -> dict[str, Curve]:
     """Run the stage: draw, load, grow every strength, choose, report. Returns a curve per task, and of all, last.
@@ -285,7 +290,10 @@ def verdict(curve: Curve, max_loss: float) -> list[str]:
     i = curve.noises.index(curve.chosen)
     loss, mixed = 100 * curve.loss[i].mean, 100 * curve.lines["mixed"][i].mean
     points = f"{100 * max_loss:g} points of the noise-free accuracy (point estimates)"
-    if curve.bounded:
+    if not curve.mixes:
+        alike = "right" if curve.noise_free.mean > 0.5 else "wrong"
+        said = f"Nothing can be chosen: on every question all paths are alike, mostly {alike}."
+    elif curve.bounded:
         said = f"Chosen: noise {curve.chosen:g}. Of those that lose at most {points}, it mixes most: {mixed:.1f} %."
     else:
         said = f"Every noise loses more than {points}. {curve.chosen:g} loses least: {loss:.1f}."
@@ -301,7 +309,7 @@ def _spell(noises: Sequence[float]) -> str:
 def next_command(curves: dict[str, Curve], options: TuneNoiseOptions) -> str:
     """What to type after this: the collection with the noise chosen for all tasks, else a search among weaker ones."""
     overall = list(curves.values())[-1]
-    if overall.bounded:
+    if overall.bounded and overall.mixes:
         return _typed("collect", GrowthOptions, options, noise=f"{overall.chosen:g}")
     return _typed("tune-noise", TuneNoiseOptions, options, noises=_spell(onward(overall)[1]))
 

@@ -95,7 +95,7 @@ def test_nothing_unsafe_is_called(source: Path) -> None:
 # The options of every stage, as they are typed. A change here is a change for everyone who has typed one.
 GROWTH = """
     model_path='builtin' revision=None align=None device='auto' dtype='auto' pipeline='solo' think=False num_paths=None
-    branches=None latent_steps=None diversity_strategy='noise' noise=None soft_temperature=1.0 dropout=0.2
+    branches=None latent_steps=None diversity_strategy='noise' noise=None soft_temperature=None dropout=None
     temperature=0.0 top_p=1.0 max_new_tokens=None seed=42"""
 OPTIONS = {
     "collect": GROWTH

@@ -76,6 +76,30 @@ def test_an_impossible_value_exits_2_and_says_what_to_type(
     assert option in printed and value in printed and way_out in printed
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (
+            "--diversity_strategy dropout --noise 0.5",
+            "does not read it. Leave it out, or type --diversity_strategy noise",
+        ),
+        ("--dropout 0.3", "--diversity_strategy noise does not read it"),
+        ("--soft_temperature 2", "--diversity_strategy noise does not read it"),
+        ("--top_p 0.9", "--temperature is 0, which always takes the likeliest token"),
+        ("--revision abc", "builtin is a folder, which has only one"),
+        ("--branches 4,x", "Type whole numbers from 1 with commas"),
+        ("--num_workers 2", "only --engine ray has workers"),
+        ("--shard 5/4", "Type i/N, with i from 1 to N"),
+        ("--noise nan", "--noise is nan"),
+    ],
+)
+def test_what_nobody_would_read_is_refused(typed: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["collect", *typed.split()])
+    assert end.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
 def test_options_are_typed_with_underscores_or_hyphens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("--data_dir", "--data-dir"):
         assert main(["train", option, str(tmp_path / "nowhere")]) == 1

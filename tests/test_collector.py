@@ -125,7 +125,8 @@ def test_shards_hold_the_tasks_questions_in_order_and_say_how_they_were_made(
     trees = shards.read_shard(folder / first["data_file"])
     answers = [answer for tree in trees for path in tree.paths for answer in path.answers]
     assert first["truncated_answers"] == sum(answer.truncated for answer in answers)
-    assert first["answer_tokens"] == sum(len(answer.text.split()) for answer in answers)
+    words = [len(answer.text.split()) + (not answer.truncated) for answer in answers]  # the end is decoded too
+    assert first["answer_tokens"] == sum(words)
     assert first["latents"] == 5 * 3 * 2
     assert first["seconds"] > 0
 
@@ -462,6 +463,12 @@ def test_a_large_shard_is_closed_before_it_is_full(
     assert [facts["num_questions"] for facts in metadata(folder)] == [4, 4, 4]
 
 
+def test_a_shard_that_takes_long_is_closed_too(collect: Collect, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector, "SHARD_SECONDS", 0)
+    assert collect(shard_size=100) == 0
+    assert [facts["num_questions"] for facts in metadata(folder)] == [2] * 6  # a batch each
+
+
 @pytest.mark.slow
 def test_memory_stays_bounded_while_more_is_written_than_it_may_hold(tmp_path: Path) -> None:
     """Latents of 640 MiB, with no more than 384 MiB of heap beside what was there after the first batch."""
@@ -505,6 +512,17 @@ def test_a_dry_run_prints_the_plan_and_a_prompt_and_leaves_nothing_behind(
     assert f"The first agent reads, for {questions_of(1)[0]}:" in printed
     assert load_task("arithmetic").questions("train", 42, 1)[0].text in printed
     assert not folder.exists()
+
+
+def test_the_disk_that_a_dry_run_tells_is_what_the_shards_take(
+    collect: Collect, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"num_paths": 8, "branches": "2,2,2", "latent_steps": 60, "keep_hidden": None, "shard_size": 500}
+    assert collect(dry_run=None, **given) == 0
+    told = re.search(r"disk +([\d.]+) (KiB|MiB), ", capsys.readouterr().out)
+    assert told and collect(**given) == 0
+    bytes_told = float(told[1]) * {"KiB": 2**10, "MiB": 2**20}[told[2]]
+    assert sum(path.stat().st_size for path in folder.glob("*.pt")) == pytest.approx(bytes_told, rel=0.15)
 
 
 def test_a_dry_run_refuses_what_a_real_one_would(collect: Collect, capsys: pytest.CaptureFixture[str]) -> None:

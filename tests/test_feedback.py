@@ -10,7 +10,7 @@ import torch
 from conftest import save_family
 from transformers import AutoModelForCausalLM
 
-from latent_prm.feedback import RIDGE, Dropout, LatentMap, SoftMixture, uniform
+from latent_prm.feedback import GUMBEL, RIDGE, Dropout, LatentMap, SoftMixture, uniform
 
 ONE_KEY = torch.tensor([7])
 
@@ -94,6 +94,10 @@ def test_numbers_depend_on_key_and_place_alone_and_not_on_how_many_are_drawn() -
     assert table.unique().numel() == 300
 
 
+def test_no_number_is_rounded_to_one() -> None:
+    assert uniform(torch.tensor([173]), 0, 100_000).max() < 1  # its 20,152nd would be 1 if one more bit were taken
+
+
 def test_numbers_are_uniform_and_neighbours_are_not_alike() -> None:
     table = uniform(torch.arange(200), 0, 5000).double()
     assert table.min() > 0 and table.max() < 1
@@ -109,7 +113,7 @@ def test_a_soft_mixture_is_the_softmax_of_logits_and_gumbel_noise_times_the_embe
     with torch.no_grad():
         fed = gemma.get_input_embeddings()(torch.arange(gemma.config.vocab_size))
         logits = gemma.get_output_embeddings()(hidden)
-        gumbel = -(-uniform(keys, 3, len(fed)).log()).log()
+        gumbel = -(-uniform(keys, GUMBEL + 3, len(fed)).log()).log()
         mixed = SoftMixture(gemma)(hidden, keys, torch.tensor([0.0, 1.0]), 3, 0.7)
         torch.testing.assert_close(mixed[0], (logits[0] / 0.7).softmax(-1) @ fed, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(mixed[1], ((logits[1] + gumbel[1]) / 0.7).softmax(-1) @ fed, rtol=1e-4, atol=1e-5)

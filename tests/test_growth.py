@@ -63,6 +63,22 @@ def test_numbers_that_contradict_each_other_are_refused(given: tuple[object, ...
         plan(*given)  # type: ignore[reportArgumentType]
 
 
+def test_until_mixed_needs_branches_to_halve(growth: Growth) -> None:
+    one = dataclasses.replace(growth, runs=plan(SOLO, 4, None, (1, 4)))
+    with pytest.raises(ValueError, match=r"there is only one. Type --branches with 2 or more in front"):
+        dataclasses.replace(one, until_mixed=True)
+
+
+def test_it_is_known_whether_paths_can_differ(growth: Growth) -> None:
+    def differs(**changes: object) -> bool:
+        return dataclasses.replace(growth, **{"temperature": 0.0, **changes}).differs  # type: ignore[reportArgumentType]
+
+    assert differs() and differs(noise={"a": 0.0, "b": 0.1}) and differs(noise=0.0, temperature=1.0)
+    assert not differs(noise=0.0) and not differs(noise={"a": 0.0})
+    assert differs(diversity_strategy="dropout") and not differs(diversity_strategy="dropout", dropout=0.0)
+    assert differs(diversity_strategy="temperature", noise=0.0)
+
+
 def test_several_answers_need_a_temperature(growth: Growth) -> None:
     with pytest.raises(ValueError, match="--answers_per_leaf is 3, but --temperature is 0"):
         dataclasses.replace(growth, answers_per_leaf=3, temperature=0.0)

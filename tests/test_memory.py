@@ -32,8 +32,8 @@ def test_the_cache_holds_every_row_of_the_longest_answers(reasoner: Reasoner) ->
 
 def test_agents_and_branches_add_up(reasoner: Reasoner) -> None:
     pipeline = Pipeline("own", (Agent("a", "{question}", 2, 3), Agent("b", "Check {question}", 1, 2)), "Answer ?")
-    growth = reasoner.growth(pipeline=pipeline, max_new_tokens=8)
-    assert reasoner.footprint(SHORT, growth).cache == (6 + 2 + 7 + 1 + 2 + 8) * (6 + 1) * PER_TOKEN
+    growth = reasoner.growth(pipeline=pipeline, max_new_tokens=40)
+    assert reasoner.footprint(SHORT, growth).cache == (6 + 2 + 7 + 1 + 2 + 40) * (6 + 1) * PER_TOKEN
 
 
 @pytest.mark.parametrize(

@@ -199,3 +199,23 @@ def test_an_unknown_pipeline_is_named_with_those_there_are(tmp_path: Path) -> No
     os.mkfifo(tmp_path / "pipe.yaml")  # which would be waited for, for ever
     with pytest.raises(ValueError, match="No such pipeline file"):
         load_pipeline(str(tmp_path / "pipe.yaml"))
+
+
+def test_a_later_agents_message_has_no_beginning_and_no_date_of_its_own(tiny_lm: Path) -> None:
+    from transformers import AutoTokenizer
+
+    template = (
+        "<s>{% if messages[0].role != 'system' %}"
+        "<system>Today is {{ date_string or strftime_now('%d %b %Y') }}{% endif %}"
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}"
+        "{% endif %}<{{ m.role }}>{{ m.content | trim }}</{{ m.role }}>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
+    tokenizer.chat_template = template
+    question = Question("text-1", "What is 3 ?", "3")
+    first = render(tokenizer, "{question} Plan.", question)
+    assert first == "<s><system>Today is 26 Jul 2024<user>What is 3 ? Plan.</user><assistant>"
+    assert render(tokenizer, "Check {question}", question, later=True) == (
+        "</assistant><user>Check What is 3 ?</user><assistant>"
+    )

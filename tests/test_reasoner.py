@@ -156,6 +156,16 @@ def test_batch_mates_and_padding_never_change_a_tree(reasoner: Reasoner) -> None
     same(together[2], grow(reasoner, [LONG, SHORT])[0])
 
 
+def test_in_float64_no_batch_mate_is_felt_at_all_however_long_the_thought() -> None:
+    exact = Reasoner.from_pretrained("builtin", device="cpu", dtype="float64")
+    task = load_task("arithmetic,search")
+    questions, growth = task.questions("test", 0, 6), exact.growth(num_paths=3, latent_steps=12)
+    for question, tree in zip(questions, exact.grow(questions, task, growth), strict=True):
+        for path, alone in zip(tree.paths, exact.grow([question], task, growth)[0].paths, strict=True):
+            torch.testing.assert_close(path.latents, alone.latents, rtol=1e-6, atol=0)  # the last bit of float32
+            assert path.latents.dtype == torch.float32 and path.answers == alone.answers
+
+
 def test_batch_mates_never_change_a_sampled_answer(curt: Reasoner) -> None:
     for question, tree in zip(ALL, grow(curt, ALL, temperature=1.0), strict=True):
         alone = grow(curt, [question], temperature=1.0)[0]
@@ -179,6 +189,18 @@ def test_the_noise_free_path_is_a_path_without_noise(reasoner: Reasoner) -> None
         torch.testing.assert_close(path.latents, loud.paths[0].latents, rtol=0, atol=1e-5)
         assert path.answers == loud.paths[0].answers
     assert not torch.allclose(loud.paths[1].latents, loud.paths[0].latents, atol=1e-2)
+
+
+def test_paths_that_cannot_differ_and_thinking_without_a_mode_for_it_are_said(
+    reasoner: Reasoner, caplog: pytest.LogCaptureFixture
+) -> None:
+    reasoner.growth(noise=0.0, num_paths=4, think=True)
+    assert "All 4 paths will be alike: there is neither diversity nor a temperature." in caplog.messages
+    assert any(message.startswith("--think changes nothing") for message in caplog.messages)
+    caplog.clear()
+    reasoner.growth(noise=0.0, num_paths=1)
+    reasoner.growth(noise=0.0, temperature=0.5)
+    assert not caplog.messages
 
 
 def test_siblings_questions_and_seeds_each_have_noise_of_their_own(reasoner: Reasoner) -> None:
@@ -445,7 +467,8 @@ def test_every_end_token_of_the_model_ends_an_answer(tiny_lm: Path, tmp_path: Pa
 def test_what_growing_costs_is_counted(tiny_lm: Path) -> None:
     counting = Reasoner.from_pretrained(str(tiny_lm), device="cpu")
     tree = grow(counting, [SHORT])[0]
-    words = sum(len(path.answers[0].text.split()) for path in tree.paths)  # one word, one token
+    answers = [path.answers[0] for path in tree.paths]
+    words = sum(len(answer.text.split()) + (not answer.truncated) for answer in answers)  # one word, one token; an end
     assert counting.spent == {"prompt_tokens": 6, "latents": 4 * 3, "answer_tokens": words}
 
 

@@ -277,7 +277,8 @@ def test_a_random_model_of_any_task_goes_through_it_and_nothing_mixed_is_said(
     assert tune(model_path=tiny_lm, task=file, latent_steps=2, max_new_tokens=3, diversity_strategy="hybrid") == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "own: 3 questions" in out and "all tasks" not in out
-    assert "Chosen: noise 0.1." in out
+    assert "Nothing can be chosen: on every question all paths are alike, mostly wrong." in out
+    assert "Next: latent-prm tune-noise" in out
     assert "No question is mixed at any of them; a stronger one may do it. To go on, type --noises 0.8,1.6,3.2" in out
     assert saved(tmp_path)["curves"]["own"]["num_questions"] == 3
 
