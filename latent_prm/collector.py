@@ -102,8 +102,7 @@ def main(options: CollectOptions) -> None:
     with ending_on_sigterm():
         task = load_task(options.task)
         questions, total = draw(options, task)
-        alone = options.engine == "local" and not options.dry_run
-        reasoner = Reasoner.from_pretrained(**loading(options, total), weights=alone)
+        reasoner = load(options, total)
         growth = reasoner.growth(**options.growth())
         if options.dry_run:
             preview(questions, total, reasoner, growth, options)
@@ -144,10 +143,18 @@ def draw(options: CollectOptions, task: Task) -> tuple[Iterator[Question], int |
     return islice(questions, number - 1, None, jobs), total
 
 
+def load(options: CollectOptions, total: int | None) -> Reasoner:
+    """The reasoner; without its weights where others grow, who may have the GPU that this machine lacks, or nobody."""
+    given = loading(options, total)
+    if options.engine == "ray" and not torch.cuda.is_available():
+        given["device"] = "cpu"
+    return Reasoner.from_pretrained(**given, weights=options.engine == "local" and not options.dry_run)
+
+
 def loading(options: CollectOptions, total: int | None) -> dict[str, Any]:
     """What ``Reasoner.from_pretrained`` takes. Steps are compiled where that pays for the minute it takes."""
     many = total is None or total >= MANY
-    compiled = options.compile == "on" or (options.compile == "auto" and many and torch.cuda.is_available())
+    compiled = {"on": True, "off": False, "auto": None if many else False}[options.compile]
     return options.reasoner() | {"compiled": compiled}
 
 
@@ -199,32 +206,17 @@ def only_collector(options: CollectOptions) -> Iterator[Path]:
     """
     folder, (number, jobs) = Path(options.output_dir), options.share()
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as whole:
+    way_out = "Wait until it is through, or type another --output_dir or --shard."
+    with files.lock(folder / ".lock", "collector", way_out, shared=jobs > 1):
         if jobs == 1:
-            _lock(whole, fcntl.LOCK_EX, folder)
             for torn in folder.glob(".tmp-*"):  # of a collector that was killed: there is no other one
                 if re.fullmatch(r"\.tmp-\d+-[0-9a-f]{8}", torn.name) and torn.is_file():
                     log.warning("%s: removed: a write that was cut off.", torn)
                     torn.unlink()
             yield folder
         else:
-            _lock(whole, fcntl.LOCK_SH, folder)
-            with open(folder / f".lock-{number}of{jobs}", "a+") as own:
-                _lock(own, fcntl.LOCK_EX, folder)
+            with files.lock(folder / f".lock-{number}of{jobs}", "collector", way_out):
                 yield folder
-
-
-def _lock(file: Any, kind: int, folder: Path) -> None:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or "unknown"
-        way_out = "Wait until it is through, or type another --output_dir or --shard."
-        raise ValueError(f"Another collector (pid {owner}) is writing into {folder}. {way_out}") from None
-    if kind == fcntl.LOCK_EX:
-        file.truncate(0)
-        print(f"{os.getpid()} on {socket.gethostname()}", file=file, flush=True)
 
 
 def finished(writer: ShardWriter, skip_bad_files: bool) -> set[str]:

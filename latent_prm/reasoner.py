@@ -77,14 +77,14 @@ class Reasoner:
         dtype: str = "auto",
         revision: str | None = None,
         align: Align | None = None,
-        compiled: bool = False,
+        compiled: bool | None = False,
         weights: bool = True,
     ) -> Reasoner:
         """Load ``"builtin"``, a Hugging Face folder or a hub name (at a ``revision``). No remote code is run.
 
         ``align`` says how hidden states become inputs, as :class:`LatentMap` has it; None: the model's own map where
         its config names one, else ``ridge``. ``compiled`` steps run on a static cache: worth it on a GPU, for hundreds
-        of questions. Without ``weights`` it can plan a growth, but not grow.
+        of questions (None: on a GPU). Without ``weights`` it can plan a growth, but not grow.
 
         Raises ValueError when there is no such model, it cannot be had, or the device does not exist.
         """
@@ -100,7 +100,8 @@ class Reasoner:
                 config = AutoConfig.from_pretrained(folder, **at)
                 with torch.device("meta"):
                     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, kind))
-        reasoner = cls(model, tokenizer, model_path, align, compiled)
+        on_gpu = where.type == "cuda"
+        reasoner = cls(model, tokenizer, model_path, align, on_gpu if compiled is None else compiled)
         reasoner.device = where
         return reasoner
 
