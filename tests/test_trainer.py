@@ -392,8 +392,8 @@ def test_a_loss_that_is_not_a_number_stops_before_the_step_and_names_the_questio
         train(trees, learning_rate=1e25, save_steps=1, val_size=0)
     assert "--learning_rate (now 1e+25)" in str(error.value)
     assert str(error.value) in (tmp_path / "run" / "training.log").read_text("utf-8")
-    for checkpoint in tmp_path.glob("run/*/"):
-        assert all(value.isfinite().all() for value in weights(checkpoint).values())
+    for file in tmp_path.glob("run/*/pytorch_model.bin"):
+        assert all(value.isfinite().all() for value in weights(file.parent).values())
     assert not (tmp_path / "run" / "best").exists()
 
 
