@@ -2,6 +2,7 @@
 # STAGE 2: prm_data/*.pt → checkpoints/qwen_prm_<timestamp>/
 # Edit a line below, or type it in front:  NUM_EPOCHS=1 bash train_latent_prm.sh
 # What is not listed here goes at the end:  bash train_latent_prm.sh --context none
+# A run that was cut off goes on:           bash train_latent_prm.sh --resume auto
 set -euo pipefail
 given=$(export -p)
 
@@ -24,6 +25,8 @@ POOLING_STRATEGY="mean"            # mean, last or max
 DROPOUT_PROB=0.1
 MAX_SEQ_LENGTH=512                 # latents of a chain that are read
 USE_PRM_SCORE=true                 # false: learn the label-free score
+LOSS="mse"                         # mse, bce, listwise, pairwise, order, or a sum as "bce+0.5*listwise"
+SUPERVISE="paths"                  # a path's target at its last latent; steps: at every latent
 
 # Logging and saving
 SAVE_STEPS=100                     # a checkpoint every so many optimizer steps
@@ -66,14 +69,17 @@ if [[ -z $MODEL_PATH ]]; then
     fi
     echo "MODEL_PATH is not set: $MODEL_PATH, because CUDA is $([[ $MODEL_PATH != builtin ]] || echo "not ")in use."
 fi
-if [[ -z $OUTPUT_DIR ]]; then OUTPUT_DIR="checkpoints/qwen_prm_$(date +%Y%m%d_%H%M%S)"; fi
+if [[ -z $OUTPUT_DIR && " $*" != *" --resume"* ]]; then # a run that is resumed has its folder
+    OUTPUT_DIR="checkpoints/qwen_prm_$(date +%Y%m%d_%H%M%S)"
+fi
+where=${OUTPUT_DIR:-checkpoints/qwen_prm_…}
 
-echo "Train: $MODEL_PATH on $DATA_DIR/ → $OUTPUT_DIR/"
+echo "Train: $MODEL_PATH on $DATA_DIR/ → $where/"
 echo "       $NUM_EPOCHS epochs, $BATCH_SIZE × $GRADIENT_ACCUMULATION_STEPS paths a step, learning rate $LEARNING_RATE, device $DEVICE"
 "$python" -m methods.latent_prm.trainer \
     --model_path "$MODEL_PATH" \
     --data_dir "$DATA_DIR" \
-    --output_dir "$OUTPUT_DIR" \
+    ${OUTPUT_DIR:+--output_dir "$OUTPUT_DIR"} \
     --num_epochs "$NUM_EPOCHS" \
     --batch_size "$BATCH_SIZE" \
     --learning_rate "$LEARNING_RATE" \
@@ -85,6 +91,8 @@ echo "       $NUM_EPOCHS epochs, $BATCH_SIZE × $GRADIENT_ACCUMULATION_STEPS pat
     --dropout_prob "$DROPOUT_PROB" \
     --max_seq_length "$MAX_SEQ_LENGTH" \
     "$use_prm_score" \
+    --loss "$LOSS" \
+    --supervise "$SUPERVISE" \
     --save_steps "$SAVE_STEPS" \
     --logging_steps "$LOGGING_STEPS" \
     --log_level "$LOG_LEVEL" \
@@ -94,6 +102,6 @@ echo "       $NUM_EPOCHS epochs, $BATCH_SIZE × $GRADIENT_ACCUMULATION_STEPS pat
     "$@"
 
 echo
-echo "Written: $OUTPUT_DIR/best (use this one), final, epoch_N, checkpoint-N, training.log, training_stats.json"
+echo "Written: $where/best (use this one), final, epoch_N, checkpoint-N, training.log, training_stats.json"
 echo "Next:    SPLIT=test OUTPUT_DIR=prm_data_test bash collect_training_data.sh"
-echo "         CHECKPOINT=$OUTPUT_DIR/best bash evaluate_latent_prm.sh"
+echo "         CHECKPOINT=$where/best bash evaluate_latent_prm.sh"

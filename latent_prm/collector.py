@@ -7,15 +7,12 @@ This room hides how a collection is cut into batches and shards, how it is stopp
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import platform
 import re
 import shlex
-import socket
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -34,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from latent_prm import __version__, shards
+from latent_prm import __version__, files, shards
 from latent_prm.files import BadFile
 from latent_prm.growth import Growth
 from latent_prm.options import CollectOptions

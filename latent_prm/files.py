@@ -6,16 +6,20 @@ never code, and any doubt about it is a ``BadFile`` that names the file.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
 import os
 import pickle
+import re
 import secrets
 import shutil
+import socket
 import stat
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -109,6 +113,49 @@ def commit_folder(final: str | Path, write: Callable[[Path], object]) -> None:
         _remove(aside)
 
 
+@contextmanager
+def lock(path: str | Path, who: str, way_out: str, shared: bool = False) -> Iterator[None]:
+    """Hold a lock file, made if need be; pid and host of a sole holder stand in it. A dead one holds nothing.
+
+    Raises ValueError at once, naming the other holder, when there is one; ``shared`` ones bear each other.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise ValueError(f"Another {who} (pid {owner}) is writing into {path.parent}. {way_out}") from None
+        if not shared:
+            file.truncate(0)
+            print(f"{os.getpid()} on {socket.gethostname()}", file=file, flush=True)
+        yield
+
+
+def sweep(folder: str | Path) -> list[Path]:
+    """Remove what killed writes left in a folder of which the caller is the only writer; returns what was removed.
+
+    A folder that was set aside by ``commit_folder`` and has no successor is put back.
+    """
+    torn = [path for path in Path(folder).glob(".tmp-*") if re.fullmatch(r"\.tmp-\d+-[0-9a-f]{8}", path.name)]
+    for aside in Path(folder).glob(".*.old"):
+        final = aside.with_name(aside.name[1 : -len(".old")])
+        if os.path.lexists(final):
+            torn.append(aside)
+        else:
+            aside.rename(final)
+    for path in torn:
+        _remove(path)
+    return torn
+
+
+def remove_folder(path: str | Path) -> None:
+    """Remove a folder so that its name goes first and at once: nobody ever sees half of it."""
+    _remove(Path(path).rename(_temp_beside(Path(path))))
+
+
 def save_tensors(obj: object, path: str | Path) -> str:
     """Save as ``torch.save`` does and return the sha256. The bytes do not depend on the file's name."""
     return atomic_write(path, lambda file: torch.save(obj, file))
@@ -168,16 +215,25 @@ def verify(path: str | Path, sha256: str) -> None:
     Raises:
         BadFile: missing, not a regular file, or other bytes than those of the checksum.
     """
+    if (found := digest(path)) != sha256:
+        raise BadFile(f"{path}: damaged or replaced: its sha256 is {found}, but {sha256} was written.")
+
+
+def digest(path: str | Path) -> str:
+    """The sha256 of a file's bytes; within one process an unchanged file is read for this only once.
+
+    Raises:
+        BadFile: missing, or not a regular file.
+    """
     info = _regular(path)
     key = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
     if key not in _digests:
-        digest = hashlib.sha256()
+        sha256 = hashlib.sha256()
         with open(path, "rb") as file:
             while block := file.read(2**20):
-                digest.update(block)
-        _digests[key] = digest.hexdigest()
-    if _digests[key] != sha256:
-        raise BadFile(f"{path}: damaged or replaced: its sha256 is {_digests[key]}, but {sha256} was written.")
+                sha256.update(block)
+        _digests[key] = sha256.hexdigest()
+    return _digests[key]
 
 
 def check_tensor(

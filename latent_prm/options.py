@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,10 @@ Pooling = Literal["mean", "last", "max"]
 Context = Literal["question", "none"]
 Diversity = Literal["noise", "temperature", "dropout", "hybrid"]
 Align = Literal["ridge", "rescale", "none"]
+Supervise = Literal["paths", "steps"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+LOSSES = ("mse", "bce", "listwise", "pairwise", "order")
 
 BUILTIN = "builtin"
 """The name of the reasoner that comes with the package, wherever a model folder is asked for."""
@@ -261,6 +265,10 @@ class TrainOptions:
     """Latents of a chain that are read; longer chains lose latents at the root end."""
     use_prm_score: bool = True
     """Learn prm_score (from right and wrong answers). --no-use_prm_score: learn the label-free score."""
+    loss: str = "mse"
+    """What is lowered: mse, bce, listwise, pairwise, order, or a weighted sum as bce+0.5*listwise."""
+    supervise: Supervise = "paths"
+    """Where a path's target is asked for: paths, at its chain's last latent; steps, at each (all paths weigh alike)."""
     context: Context = "question"
     """What the model reads before the latents: the question's text, or nothing."""
     context_dropout: float = 0.1
@@ -269,6 +277,12 @@ class TrainOptions:
     """Share of the questions kept for validation, whole questions. 0: none."""
     save_steps: int = 100
     """A checkpoint every so many optimizer steps."""
+    save_total_limit: int | None = None
+    """Keep so many of those, the newest; best, final and epoch_N are always kept. Left out: all."""
+    save_optimizer: bool = True
+    """Keep optimizer.pt in epoch_N and best too; checkpoint-N and final, from which a run goes on, always have it."""
+    resume: str | None = None
+    """Go on exactly where a run stopped. auto: the run in --output_dir, else the newest unfinished; or its folder."""
     logging_steps: int = 10
     """A log line every so many optimizer steps."""
     log_level: LogLevel = "INFO"
@@ -289,6 +303,7 @@ class TrainOptions:
         _at_least(1, gradient_accumulation_steps=self.gradient_accumulation_steps)
         _at_least(1, max_seq_length=self.max_seq_length, save_steps=self.save_steps)
         _at_least(1, logging_steps=self.logging_steps, pack_tokens=self.pack_tokens)
+        _at_least(1, save_total_limit=self.save_total_limit)
         _at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm)
         for name in ("warmup_ratio", "dropout_prob", "context_dropout", "val_size"):
             value = getattr(self, name)
@@ -296,6 +311,23 @@ class TrainOptions:
                 raise ValueError(
                     f"--{name} is {value}, but it is a share: type a number from 0 up to (not including) 1."
                 )
+        self.loss_terms()
+
+    def loss_terms(self) -> dict[str, float]:
+        """``loss`` as the weight of each of its terms. Raises ValueError when it is no such sum."""
+        terms: dict[str, float] = {}
+        for term in self.loss.replace(" ", "").split("+"):
+            weight, name = term.split("*", 1) if "*" in term else ("1", term)
+            if name not in LOSSES:
+                close = get_close_matches(name, LOSSES, n=1)
+                meant = f"Did you mean {close[0]}?" if close else "Type one, or a sum as bce+0.5*listwise."
+                raise ValueError(f"--loss is {self.loss!r}, but {name!r} is none of {', '.join(LOSSES)}. {meant}")
+            if not re.fullmatch(r"\d+\.?\d*|\.\d+", weight) or not 0 < float(weight) < math.inf:
+                raise ValueError(f"--loss is {self.loss!r}: {weight!r} must be a number above 0, as in 0.5*{name}.")
+            if name in terms:
+                raise ValueError(f"--loss is {self.loss!r}, which names {name} twice. Type it once, as 2*{name}.")
+            terms[name] = float(weight)
+        return terms
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -78,19 +79,25 @@ def pack(
     max_seq_length: int = 512,
     pack_tokens: int = 2048,
     shared: bool = True,
+    whole: bool = False,
 ) -> Iterator[PackedBatch]:
     """Cut trees into batches of about ``pack_tokens`` columns; a tree is never cut: a large one makes a larger batch.
 
     ``contexts`` are the token ids that stand before each tree's latents (none: an empty list), ``wanted`` the paths of
     each tree whose scores are to be read (all). A chain of more than ``max_seq_length`` latents loses those at the root
     end, and is then computed by itself. ``shared=False`` computes every path by itself, for backbones that cannot be
-    packed.
+    packed; that may cut a tree, but with ``whole`` it never does: each tree is then a batch of its own.
     """
     blocks: list[_Block] = []
     for number, tree in enumerate(trees):
         paths = list(range(len(tree.paths)) if wanted is None else wanted[number])
         groups = [paths] if shared else [[path] for path in paths]
         blocks += [_block(number, tree, contexts[number], group, max_seq_length, shared) for group in groups if group]
+    if whole and not shared:
+        for _, own in groupby(blocks, key=lambda block: block.tree):
+            rows = [[block] for block in own]
+            yield _lay_out(rows, max(block.size for (block,) in rows))
+        return
     blocks.sort(key=lambda block: -block.size)  # stable: the layout depends on the trees alone
     while blocks:
         width = blocks[0].size

@@ -19,6 +19,16 @@ def _end(number: int, frame: object) -> NoReturn:
 
 
 @contextmanager
+def gathered() -> Iterator[list[signal.Signals]]:
+    """A list that fills with every Ctrl-C and SIGTERM, to be looked at between steps instead of breaking one off."""
+    came: list[signal.Signals] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup stays nohup
+    with _handling(dict.fromkeys(heeded, lambda number, frame: came.append(signal.Signals(number)))):
+        yield came
+
+
+@contextmanager
 def undisturbed() -> Iterator[None]:
     """Inside, Ctrl-C and SIGTERM wait; after it the first of them is taken up."""
     waiting: list[int] = []

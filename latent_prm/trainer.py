@@ -3,7 +3,7 @@
 latent-prm train --data_dir prm_data    (or: python -m methods.latent_prm.trainer --data_dir prm_data)
 
 Every choice of chance (split, order, dropped contexts, dropout) follows from the seed and from what it is chosen for,
-never from what was drawn before.
+never from what was drawn before: so a run that goes on from a checkpoint (``resuming``) is the one that never stopped.
 """
 
 from __future__ import annotations
@@ -14,11 +14,8 @@ import math
 import platform
 import random
 import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,21 +28,31 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from latent_prm import __version__, files, plots
-from latent_prm.checkpoint import TrainingState, link_checkpoint, save_checkpoint
+from latent_prm import __version__, files, plots, resuming
+from latent_prm.checkpoint import (
+    TrainingState,
+    link_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    save_history,
+)
 from latent_prm.grading import question_digest
-from latent_prm.losses import Lesson, mse, num_targets
+from latent_prm.logbook import log_lines
+from latent_prm.losses import Lesson, StepLoss, lessons_of, num_targets
 from latent_prm.model import QwenLatentPRM
 from latent_prm.options import TrainOptions
 from latent_prm.packing import pack
 from latent_prm.pretrained import pick_device
 from latent_prm.shards import load_trees
+from latent_prm.stopping import gathered
 from latent_prm.tree import ReasoningTree
 
 log = logging.getLogger(__name__)
 
 FEW_SAMPLES = 100
 """The guide: at least so many labelled paths."""
+VERSIONS = {"latent_prm": __version__, "python": platform.python_version(), "torch": torch.__version__}
+VERSIONS["transformers"] = transformers.__version__
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
@@ -64,17 +71,25 @@ def main(options: TrainOptions) -> Path:
     """Run the stage: load, prepare, fit, report. Returns the run folder.
 
     Raises:
-        ValueError, OSError: in plain words: no data, no model, a loss that is not a number, no memory, a full disk.
+        ValueError, OSError: in plain words: no data, no model, a loss that is not a number, no memory, a full disk,
+            another writer of the run folder, a run to resume that is not this one.
         KeyboardInterrupt, SystemExit(143): Ctrl-C or SIGTERM, after the step in hand was saved as checkpoint-N.
     """
-    folder = new_run_folder(options.output_dir)
+    resumed = resuming.run_folder(options) if options.resume else None
+    folder = resumed or new_run_folder(options.output_dir)
+    if resumed and (folder / resuming.FINISHED).exists():
+        print(f"{folder} is finished (there is {resuming.FINISHED}): there is nothing to resume.")
+        return folder
     skipped_files: list[str] = []
     trees = load_trees(options.data_dir, options.skip_bad_files, skipped_files)
-    with log_lines(folder / "training.log", options.log_level):
+    way_out = "Wait until it is through, or type another --output_dir."
+    with files.lock(folder / ".lock", "training", way_out), log_lines(folder / "training.log", options.log_level):
+        for torn in files.sweep(folder):
+            log.warning(f"[Trainer] {torn.name} removed: a write that was cut off.")
         try:
-            run = Run(options, folder, trees, skipped_files)
-            with stop_signals() as stop:
-                for epoch in range(1, options.num_epochs + 1):
+            run = Run(options, folder if resumed else new_run_folder(str(folder)), trees, skipped_files)
+            with gathered() as stop:
+                for epoch in range(max(1, run.state.epoch), options.num_epochs + 1):
                     train_epoch(run, epoch, stop)
         except torch.OutOfMemoryError as error:
             raise ValueError(out_of_memory(options)) from error
@@ -90,18 +105,19 @@ def new_run_folder(output_dir: str | None) -> Path:
     folder = Path(output_dir or time.strftime("checkpoints/qwen_prm_%Y%m%d_%H%M%S"))
     for pattern in ("training_stats.json", "checkpoint-*", "epoch_*", "best", "final"):
         if found := next(folder.glob(pattern), None):
-            raise ValueError(f"{folder} already holds a run (there is {found.name}). Choose another --output_dir.")
+            way_out = "Choose another --output_dir, or add --resume auto to go on with it."
+            raise ValueError(f"{folder} already holds a run (there is {found.name}). {way_out}")
     return folder
 
 
 class Run:
-    """Everything that a step needs and changes, ready for the first one; config.json is written."""
+    """Everything that a step needs and changes, ready for the first or the next one; config.json is written."""
 
     def __init__(self, options: TrainOptions, folder: Path, trees: Sequence[ReasoningTree], skipped: list[str]) -> None:
         self.options, self.folder, self.skipped_files = options, folder, skipped
         self.state, self.started = TrainingState(seed=options.seed), time.monotonic()
         self.entries: list[dict[str, Any]] = []  # the lines of metrics.jsonl
-        lessons = [found for tree in trees if (found := Lesson.of(tree, options.use_prm_score)).targets]
+        lessons = lessons_of(trees, options)
         self.truncated = look_at(lessons, options)
         self.train, self.validation = split(lessons, options.val_size, options.seed)
         sides = {"train": self.train, "validation": self.validation}
@@ -111,6 +127,9 @@ class Run:
         }
 
         self.device = pick_device(options.device)
+        self.precision = autocast_dtype(self.device) if options.mixed_precision else torch.float32
+        self.origin = resuming.origin(options, lessons, machine(self.device, self.precision))
+        checkpoint = resuming.find_checkpoint(options, folder, self.origin) if options.resume else None
         torch.manual_seed(options.seed)
         width = trees[0].paths[0].latents.shape[1]
         self.model = QwenLatentPRM(options.model_path, width, options.pooling_strategy)
@@ -130,8 +149,11 @@ class Run:
         self.optimizer = AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
         warmup, total = int(options.warmup_ratio * self.total_steps), self.total_steps
         self.scheduler = LambdaLR(self.optimizer, lambda step: learning_rate_factor(step, warmup, total))
-        self.precision = autocast_dtype(self.device) if options.mixed_precision else torch.float32
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
+        if checkpoint:
+            go_on(self, checkpoint)
+        elif options.resume:
+            log.warning(f"[Trainer] --resume: there is no checkpoint in {folder} yet, so the run starts afresh.")
         introduce(self)
 
     def autocast(self) -> torch.autocast:
@@ -204,10 +226,28 @@ def introduce(run: Run) -> None:
     log.info(f"[Trainer] {run.total_steps} steps, {run.num_trained:,} parameters, {precision} on {run.device}")
     resolved = {"device": str(run.device), "precision": precision, "latent_dim": wide, "hidden_size": hidden}
     resolved |= {"trained_parameters": run.num_trained, "total_steps": run.total_steps}
-    versions = {"latent_prm": __version__, "python": platform.python_version(), "torch": torch.__version__}
-    versions["transformers"] = transformers.__version__
+    versions = {name: run.origin["machine"][name] for name in VERSIONS}
     config = {"options": asdict(run.options), "resolved": resolved, "versions": versions}
     files.save_json(config, run.folder / "config.json")
+
+
+def machine(device: torch.device, precision: torch.dtype) -> dict[str, str]:
+    """What the arithmetic depends on beside the options."""
+    return {"device": str(device), "precision": str(precision).removeprefix("torch."), **VERSIONS}
+
+
+def go_on(run: Run, checkpoint: Path) -> None:
+    """Take the run up where a checkpoint left it, and bring its folder back to that moment."""
+    run.state, run.entries = load_checkpoint(checkpoint, run.model, run.optimizer, run.scheduler)
+    if run.scaler.is_enabled() and run.state.scaler:  # none was kept where another device trained
+        run.scaler.load_state_dict(run.state.scaler)
+    state, best = run.state, run.folder / "best"
+    save_history(run.entries, run.folder / "metrics.jsonl")
+    log.info(f"[Trainer] Resumed from {checkpoint}: step {state.step}, {state.epoch_steps} of epoch {state.epoch}")
+    if len(state.epoch_losses) == state.epoch:  # the folders of an epoch's end may have been cut off
+        link(run, checkpoint, [name for name in names_of_epoch(run) if name != checkpoint.name])
+    if state.best and not resuming.holds(best, state.best["step"]):  # it is of a later epoch
+        link_checkpoint(run.folder / f"epoch_{state.best['epoch']}", best)
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
@@ -215,55 +255,61 @@ def introduce(run: Run) -> None:
 
 def train_epoch(run: Run, epoch: int, stop: Sequence[signal.Signals]) -> None:
     """One pass over the training questions, with its log lines, validation and checkpoints."""
-    options, state = run.options, run.state
-    state.epoch = epoch
+    options, state, steps = run.options, run.state, epoch_steps(run.train, epoch, run.options)
+    if state.epoch != epoch:
+        state.begin(epoch)
+    left, silent = steps[state.epoch_steps :], not log.isEnabledFor(logging.INFO)
+    if not left:
+        return
     log.info(f"Epoch {epoch}/{options.num_epochs}")
-    steps, squares, paths = epoch_steps(run.train, epoch, options), 0.0, 0
-    with tqdm(steps, bar_format=BAR, disable=not log.isEnabledFor(logging.INFO)) as bar:
+    with tqdm(left, bar_format=BAR, disable=silent, initial=state.epoch_steps, total=len(steps)) as bar:
         for items in bar:
             lr = float(run.scheduler.get_last_lr()[0])
             loss = optimizer_step(run, items)
-            state.step += 1
-            squares, paths = squares + loss * num_targets(items), paths + num_targets(items)
+            state.step, state.epoch_steps = state.step + 1, state.epoch_steps + 1
+            state.squares, state.paths = state.squares + loss * num_targets(items), state.paths + num_targets(items)
+            average = state.squares / state.paths
             bar.set_postfix_str(f"loss={loss:.4f}, lr={lr:.2e}", refresh=False)
             if state.step % options.logging_steps == 0:
-                log.info(f"[Trainer] Step {state.step}: loss={loss:.4f}, avg_loss={squares / paths:.4f}, lr={lr:.2e}")
-                record(run, loss=loss, avg_loss=squares / paths, lr=lr)
+                log.info(f"[Trainer] Step {state.step}: loss={loss:.4f}, avg_loss={average:.4f}, lr={lr:.2e}")
+                record(run, loss=loss, avg_loss=average, lr=lr)
             came = stop[:1]  # looked at once: one that comes while saving is for the next step
             names = [f"checkpoint-{state.step}"] if state.step % options.save_steps == 0 or came else []
             if items is steps[-1]:
-                names += end_epoch(run, squares / paths)
+                names += end_epoch(run, average)
             save(run, names)
             if came:
                 obey(came[0], run, names[0])
 
 
 def optimizer_step(run: Run, items: Sequence[Lesson]) -> float:
-    """Learn from the labelled paths of some questions; returns their mean squared error before that.
+    """Learn from the labelled paths of some questions; returns their loss before that.
 
-    The loss is divided by the paths of the whole step, so that packs are a matter of memory only.
+    The loss is divided by what the whole step has, so that packs are a matter of memory only.
     Raises ValueError, with the weights untouched, when a prediction or the gradient is not finite.
     """
-    rows = {row: k for k, row in enumerate((i, path) for i, item in enumerate(items) for path in item.targets)}
-    targets = torch.tensor([items[i].targets[path] for i, path in rows])
-    torch.manual_seed(chance(run.options.seed, "dropout", run.state.step).getrandbits(63))
-    keep = torch.bernoulli(torch.full((len(rows), run.model.hidden_size), 1 - run.dropout.p)) / (1 - run.dropout.p)
+    seed, step = run.options.seed, run.state.step
+    objective = StepLoss(items, run.options, lambda *path: chance(seed, "disorder", step, *path))
+    torch.manual_seed(chance(seed, "dropout", step).getrandbits(63))
+    shape, kept = (objective.num_paths, run.model.hidden_size), 1 - run.dropout.p
+    keep = torch.bernoulli(torch.full(shape, kept)) / kept
     loss = 0.0
     for batch in pack(
-        [item.tree for item in items],
+        objective.trees,
         [item.context for item in items],
-        wanted=[list(item.targets) for item in items],
+        wanted=objective.wanted,
         max_seq_length=run.options.max_seq_length,
         pack_tokens=run.options.pack_tokens,
         shared=run.model.shares,
+        whole=objective.compares,
     ):
-        at = torch.tensor([rows[row] for row in batch.paths])
-        run.dropout.keep = keep[at].to(run.device)
+        mask = keep[objective.rows(batch)].to(run.device)
+        run.dropout.keep = mask[:, None] if objective.by_latent else mask
         with run.autocast():
-            logits = run.model(batch.to(run.device))
+            logits = (run.model.step_logits if objective.by_latent else run.model)(batch.to(run.device))
         if not logits.isfinite().all():
             raise ValueError(not_finite("prediction", run, [items[i] for i, _ in batch.paths]))
-        share = mse(logits, targets[at].to(run.device)) * (len(at) / len(rows))
+        share = objective.share(logits, batch)
         run.scaler.scale(share).backward()
         loss += share.item()
     run.scaler.unscale_(run.optimizer)
@@ -311,14 +357,23 @@ def end_epoch(run: Run, loss: float) -> list[str]:
     record(run, train_loss=loss, **({"val_loss": watched} if run.validation else {}))
     said = f", validation loss {watched:.4f}" if run.validation else ""
     log.info(f"[Trainer] Epoch {state.epoch}: training loss {loss:.4f}{said}")
-    better = state.best is None or watched < state.best["loss"]
-    if better:
+    if state.best is None or watched < state.best["loss"]:
         state.best = {"loss": watched, "by": by, "epoch": state.epoch, "step": state.step}
-    return [f"epoch_{state.epoch}"] + ["best"] * better + ["final"] * (state.epoch == run.options.num_epochs)
+    return names_of_epoch(run)
+
+
+def names_of_epoch(run: Run) -> list[str]:
+    """Under which the model of an epoch's end is kept."""
+    state, best = run.state, run.state.best or {}
+    best_now, last = best.get("step") == state.step, state.epoch == run.options.num_epochs
+    return [f"epoch_{state.epoch}"] + ["best"] * best_now + ["final"] * last
 
 
 def validate(run: Run) -> float:
-    """Mean squared error on the validation questions. Raises ValueError when it is not finite."""
+    """Mean squared error of path ends on the validation questions, whatever --loss is, so that runs compare.
+
+    Raises ValueError when it is not finite.
+    """
     trees, o = [item.tree for item in run.validation], run.options
     with run.autocast():
         scores = run.model.score_trees(trees, pack_tokens=o.pack_tokens)
@@ -331,12 +386,28 @@ def validate(run: Run) -> float:
 
 def save(run: Run, names: Sequence[str]) -> None:
     """Keep the model of this moment under every one of ``names``, its bytes once."""
+    if not names:
+        return
+    first, *others = sorted(names, key=lambda name: is_light(run, name))  # what is linked takes from what has all
+    run.state.scaler, optimizer = run.scaler.state_dict(), None if is_light(run, first) else run.optimizer
+    path, kept = run.folder / first, (run.questions, run.entries, run.origin)
+    save_checkpoint(path, run.model, optimizer, run.scheduler, run.state, *kept)
+    log.info(f"[Trainer] Checkpoint saved to: {path}")
+    link(run, path, others)
+    if run.options.save_total_limit and first.startswith("checkpoint-"):
+        resuming.rotate(run.folder, path, run.options.save_total_limit)
+
+
+def link(run: Run, source: Path, names: Sequence[str]) -> None:
+    """Show a checkpoint under other names too."""
     for name in names:
-        if name == names[0]:
-            save_checkpoint(run.folder / name, run.model, run.optimizer, run.scheduler, run.state, run.questions)
-        else:
-            link_checkpoint(run.folder / names[0], run.folder / name)
+        link_checkpoint(source, run.folder / name, ["optimizer.pt"] * is_light(run, name))
         log.info(f"[Trainer] Checkpoint saved to: {run.folder / name}")
+
+
+def is_light(run: Run, name: str) -> bool:
+    """Whether a checkpoint of this name goes without optimizer.pt."""
+    return not run.options.save_optimizer and (name == "best" or name.startswith("epoch_"))
 
 
 def record(run: Run, **values: float) -> None:
@@ -344,20 +415,6 @@ def record(run: Run, **values: float) -> None:
     run.entries.append({"step": run.state.step, "epoch": run.state.epoch, **values})
     with open(run.folder / "metrics.jsonl", "a" if run.entries[1:] else "w", encoding="utf-8") as file:
         file.write(json.dumps(run.entries[-1], allow_nan=False) + "\n")
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[signal.Signals]]:
-    """A list that fills with every Ctrl-C and SIGTERM, to be looked at between steps instead of breaking one off."""
-    came: list[signal.Signals] = []
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup stays nohup
-    before = {number: signal.signal(number, lambda n, _: came.append(signal.Signals(n))) for number in heeded}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def obey(came: signal.Signals, run: Run, name: str) -> None:
@@ -387,7 +444,6 @@ def report(run: Run) -> None:
         "truncated_chains": run.truncated,
         "skipped_files": run.skipped_files,
     }
-    files.save_json(stats, run.folder / "training_stats.json")
     # A run shorter than --logging_steps has logged no step: its curve is that of the epochs.
     logged = any("loss" in entry for entry in run.entries)
     curve = run.entries if logged else [{**entry, "loss": entry["train_loss"]} for entry in run.entries]
@@ -395,6 +451,7 @@ def report(run: Run) -> None:
         plots.loss_curve(curve, run.folder / "loss_curve.png")
     except plots.NoMatplotlib as missing:
         log.warning(f"[Trainer] No loss_curve.png: {missing}")
+    files.save_json(stats, run.folder / resuming.FINISHED)  # last: with it the run is finished
     first, last = state.epoch_losses[0], state.epoch_losses[-1]
     if len(state.epoch_losses) > 1 and last >= first:
         look = f"look at the data (cat {run.options.data_dir}/*_metadata.json: 100 samples or more, scores that differ)"
@@ -421,41 +478,6 @@ def not_finite(what: str, run: Run, items: Sequence[Lesson]) -> str:
     when = f"NaN or infinite in step {run.state.step + 1}, so the run stopped before it"
     way_out = f"Type a lower --learning_rate (now {run.options.learning_rate:g}), or look at their latents."
     return f"The {what} is {when}. Questions: {named}. {way_out}"
-
-
-# --- small things -----------------------------------------------------------------------------------------------------
-
-
-class Terminal(logging.Handler):
-    """Log lines above the progress bar: warnings on stderr, the rest on stdout."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one line."""
-        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        tqdm.write(self.format(record), file=stream)
-        stream.flush()  # into a pipe too
-
-
-@contextmanager
-def log_lines(path: Path, level: str) -> Iterator[None]:
-    """The whole package's log lines go to the terminal and into a file; so does what ends the run."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    package = logging.getLogger("latent_prm")
-    handlers, before = (Terminal(), file := logging.FileHandler(path, encoding="utf-8")), package.level
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    package.setLevel(level)
-    for handler in handlers:
-        package.addHandler(handler)
-    try:
-        yield
-    except Exception as error:  # on the terminal it is said by __main__
-        file.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, str(error), (), None))
-        raise
-    finally:
-        package.setLevel(before)
-        for handler in handlers:
-            package.removeHandler(handler)
-            handler.close()
 
 
 def chance(seed: int, *what: object) -> random.Random:

@@ -21,7 +21,7 @@ SOURCES = sorted([*ROOT.glob("latent_prm/**/*.py"), *ROOT.glob("methods/**/*.py"
 
 # A room imports from the lines above its own only; those of the line of the models also each other, without a circle.
 LAYERS = [
-    {"options", "files", "tree", "grading", "rows", "problems", "stopping", "demo"},
+    {"options", "files", "tree", "grading", "rows", "problems", "stopping", "logbook", "demo"},
     {"hub", "gym"},
     {"tasks"},
     {"prompts"},
@@ -29,7 +29,7 @@ LAYERS = [
     {"foreign"},
     {"shards", "packing", "metrics"},
     {"pretrained", "feedback", "growth", "memory", "thought", "reasoner", "model", "losses", "checkpoint", "plots"},
-    {"selector", "cluster", "preview"},
+    {"selector", "cluster", "preview", "resuming"},
     {"collector", "trainer", "evaluator", "solver", "inspector", "tuner", "converter"},
     {"demo.card"},
     {"demo.recipe"},
@@ -112,7 +112,8 @@ OPTIONS = {
         model_path='builtin' data_dir='prm_data' output_dir=None num_epochs=5 batch_size=4
         learning_rate=2e-05 weight_decay=0.01 warmup_ratio=0.1 gradient_accumulation_steps=4
         max_grad_norm=1.0 pooling_strategy='mean' dropout_prob=0.1 max_seq_length=512 use_prm_score=True
-        context='question' context_dropout=0.1 val_size=0.1 save_steps=100 logging_steps=10 log_level='INFO'
+        loss='mse' supervise='paths' context='question' context_dropout=0.1 val_size=0.1 save_steps=100
+        save_total_limit=None save_optimizer=True resume=None logging_steps=10 log_level='INFO'
         device='auto' mixed_precision=True seed=42 pack_tokens=16384 skip_bad_files=False""",
     "evaluate": """
         checkpoint data_dir output_dir=None num_bootstrap=2000 context=None seed=42 device='auto'

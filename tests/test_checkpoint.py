@@ -18,6 +18,7 @@ from latent_prm.model import QwenLatentPRM
 from latent_prm.tree import ReasoningTree
 
 FIVE = {"pytorch_model.bin", "optimizer.pt", "scheduler.pt", "training_state.json", "config.json"}
+OURS = {"questions.json", "metrics.jsonl", "manifest.json"}
 QUESTIONS = {"train": ["a" * 16, "b" * 16], "validation": []}
 
 
@@ -41,10 +42,11 @@ def test_a_checkpoint_holds_the_guides_five_files_the_tokenizer_and_the_question
     tmp_path: Path, model: QwenLatentPRM
 ) -> None:
     save(tmp_path / "best", model)
-    assert names(tmp_path / "best") - {"tokenizer.json", "tokenizer_config.json"} == FIVE | {"questions.json"}
+    assert names(tmp_path / "best") - {"tokenizer.json", "tokenizer_config.json"} == FIVE | OURS
     assert names(tmp_path) == {"best"}  # nothing temporary is left
     state = json.loads((tmp_path / "best" / "training_state.json").read_text())
-    assert state == {"step": 3, "epoch": 1, "seed": 42, "epoch_losses": [], "val_losses": [], "best": None}
+    progress = {"step": 3, "epoch": 1, "epoch_steps": 0, "squares": 0.0, "paths": 0}
+    assert state == progress | {"seed": 42, "epoch_losses": [], "val_losses": [], "best": None, "scaler": {}}
     assert json.loads((tmp_path / "best" / "questions.json").read_text()) == QUESTIONS
 
 

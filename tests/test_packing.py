@@ -62,6 +62,12 @@ def test_only_what_leads_to_a_wanted_path_is_computed():
     assert list(pack([], [])) == []
 
 
+def test_whole_trees_stay_in_one_batch_where_every_path_stands_by_itself():
+    batches = list(pack([small_tree(), small_tree()], [[], [9]], pack_tokens=1, shared=False, whole=True))
+    assert [batch.paths for batch in batches] == [tuple((i, p) for p in range(4)) for i in range(2)]
+    assert [tuple(batch.token_ids.shape) for batch in batches] == [(4, 4), (4, 5)]
+
+
 def test_a_long_chain_loses_its_root_end_and_stands_by_itself():
     batch = one(pack([small_tree()], [[9]], max_seq_length=2))
     # Paths 0 and 3 fit; of path 1 the latents 1, 2 are left, of path 2 the latents 3, 4.

@@ -89,6 +89,57 @@ def test_a_step_does_not_depend_on_how_it_is_cut_into_packs(train: Train, make_t
             torch.testing.assert_close(other[name], value, atol=1e-5, rtol=0)
 
 
+LOSSES = ["mse", "bce", "listwise", "pairwise", "order", "bce+0.5*listwise+0.3*order"]
+
+
+@pytest.mark.parametrize("supervise", ["paths", "steps"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("shares", [True, False])
+def test_no_loss_depends_on_packs(
+    loss: str, supervise: str, shares: bool, train: Train, make_tree: MakeTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One step of plain descent (rate 1) without clipping: weights tell the gradient. Some trees branch twice.
+    sizes = [(1,), (5,), (2, 2), (6,), (3,), (2, 3)]
+    trees = [make_tree(i, branches=n, question=f"What is {i} ?") for i, n in enumerate(sizes)]
+    if not shares:
+        monkeypatch.setattr(QwenLatentPRM, "_packs_exactly", lambda self: False)
+    monkeypatch.setattr(trainer, "AdamW", lambda groups, **_: torch.optim.SGD(groups, lr=1.0))
+    one = {"batch_size": 64, "gradient_accumulation_steps": 1, "val_size": 0, "warmup_ratio": 0, "max_grad_norm": 0}
+    found = []
+    for tokens in (16384, 8, 40):
+        run = train(trees, f"{tokens}", pack_tokens=tokens, loss=loss, supervise=supervise, **one)
+        found.append((read(run / "training_stats.json")["epoch_losses"], weights(run / "final")))
+    for losses, other in found[1:]:
+        assert losses == pytest.approx(found[0][0], abs=1e-6)
+        for name, value in found[0][1].items():
+            torch.testing.assert_close(other[name], value, atol=1e-6, rtol=1e-5)
+    assert found[0][0][0] > 0
+
+
+def test_mse_is_to_the_bit_what_it_always_was(
+    train: Train, trees: list[ReasoningTree], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def old(self: Any, logits: torch.Tensor, batch: Any) -> torch.Tensor:
+        rows = {row: k for k, row in enumerate((i, p) for i, paths in enumerate(self.wanted) for p in paths)}
+        at = torch.tensor([rows[row] for row in batch.paths])
+        targets = torch.tensor([self.trees[i].paths[p].prm_score for i, p in rows])
+        return (logits.float().sigmoid() - targets[at]).square().mean() * (len(at) / len(rows))
+
+    small = {"num_epochs": 2, "pack_tokens": 40, "learning_rate": 1e-3}
+    now = digest(train(trees, "now", **small) / "final")
+    monkeypatch.setattr(trainer.StepLoss, "share", old)
+    assert digest(train(trees, "then", **small) / "final") == now
+
+
+@pytest.mark.parametrize("supervise", ["paths", "steps"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_can_be_learned(loss: str, supervise: str, train: Train, trees: list[ReasoningTree]) -> None:
+    steady = {"learning_rate": 3e-3, "dropout_prob": 0.0, "val_size": 0, "context_dropout": 0.0, "warmup_ratio": 0.0}
+    run = train(trees, num_epochs=6, loss=loss, supervise=supervise, batch_size=36, **steady)
+    losses = read(run / "training_stats.json")["epoch_losses"]
+    assert losses[-1] < losses[0]
+
+
 def test_a_step_depends_on_the_product_of_batch_and_accumulation_only(train: Train, trees: list[ReasoningTree]) -> None:
     cuts = [(1, 12), (4, 3), (12, 1)]
     runs = [train(trees, f"{b}x{a}", batch_size=b, gradient_accumulation_steps=a) for b, a in cuts]
@@ -213,7 +264,7 @@ def test_every_file_of_the_guide_is_there_and_the_statistics_are_true(
     steps = {"batch_size": 3, "gradient_accumulation_steps": 4, "save_steps": 4, "logging_steps": 3}
     run = train(trees, num_epochs=3, val_size=0.34, max_seq_length=3, **steps)
     kept = ["checkpoint-4", "epoch_1", "epoch_2", "epoch_3", "best", "final"]
-    written = ["training.log", "training_stats.json", "metrics.jsonl", "config.json", "loss_curve.png"]
+    written = ["training.log", "training_stats.json", "metrics.jsonl", "config.json", "loss_curve.png", ".lock"]
     assert sorted(path.name for path in run.iterdir()) == sorted(kept + written)
     for name in kept:
         five = {"pytorch_model.bin", "optimizer.pt", "scheduler.pt", "training_state.json", "config.json"}
@@ -403,7 +454,7 @@ def test_out_of_memory_says_which_options_to_lower(
     def full(*_: Any) -> NoReturn:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer, "mse", full)
+    monkeypatch.setattr(trainer, "StepLoss", full)
     with pytest.raises(ValueError, match=r"Out of memory\. Lower") as error:
         train(trees)
     for option in (
@@ -452,4 +503,4 @@ def test_a_signal_commits_a_checkpoint_between_two_steps(
     assert "Traceback" not in said
     assert read(checkpoint / "training_state.json")["step"] == step
     QwenLatentPRM.from_pretrained(checkpoint)
-    assert not list(tmp_path.glob("run/.*"))  # nothing half-written is left
+    assert [path.name for path in tmp_path.glob("run/.*")] == [".lock"]  # nothing half-written is left
