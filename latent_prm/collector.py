@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import platform
 import re
 import shlex
 import time
@@ -25,16 +24,16 @@ from textwrap import shorten
 from typing import Any, Protocol, TypeVar
 
 import torch
-import transformers
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from latent_prm import __version__, files, shards
+from latent_prm import files, shards
 from latent_prm.files import BadFile
 from latent_prm.growth import Growth
 from latent_prm.options import CollectOptions
+from latent_prm.pretrained import versions
 from latent_prm.preview import preview
 from latent_prm.reasoner import Reasoner, batch_size
 from latent_prm.stopping import ending_on_sigterm, undisturbed
@@ -206,10 +205,9 @@ def only_collector(options: CollectOptions) -> Iterator[Path]:
     way_out = "Wait until it is through, or type another --output_dir or --shard."
     with files.lock(folder / ".lock", "collector", way_out, shared=jobs > 1):
         if jobs == 1:
-            for torn in folder.glob(".tmp-*"):  # of a collector that was killed: there is no other one
-                if re.fullmatch(r"\.tmp-\d+-[0-9a-f]{8}", torn.name) and torn.is_file():
-                    log.warning("%s: removed: a write that was cut off.", torn)
-                    torn.unlink()
+            for torn in filter(Path.is_file, files.cut_off(folder)):  # of a killed collector: there is no other one
+                log.warning("%s: removed: a write that was cut off.", torn)
+                torn.unlink()
             yield folder
         else:
             with files.lock(folder / f".lock-{number}of{jobs}", "collector", way_out):
@@ -305,12 +303,7 @@ class ShardWriter:
             "stopped_early": sum(n < asked for n in leaves),
             "went_on": sum(n > asked for n in leaves),
             "seconds": round(time.monotonic() - self.began, 3),
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "latent-prm": __version__,
-            },
+            "versions": versions(),
         }
 
 
@@ -409,7 +402,6 @@ def report(folder: Path, options: CollectOptions) -> None:
     parts = [metadata for _, metadata in _readable(folder)]
     sizes = [part["num_questions"] for part in parts]
     labelled = sum(part["num_labelled"] for part in parts)
-    until_mixed = options.until_mixed
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column(f"{sum(sizes):,} questions, {labelled:,} labelled paths in {folder}")
     table.add_column("share", justify="right")
@@ -422,14 +414,14 @@ def report(folder: Path, options: CollectOptions) -> None:
     table.add_row(
         "answers cut off at --max_new_tokens", f"{told['truncated_answers'] / max(1, told['num_answers']):.3f}"
     )
-    if until_mixed:
+    if options.until_mixed:
         table.add_row(
             "paths that are in such questions", f"{told['leaves_in_mixed_questions'] / told['num_leaves']:.3f}"
         )
     console = Console(highlight=False, markup=False)
     console.print()
     console.print(table)
-    if until_mixed:
+    if options.until_mixed:
         asked = sum(sizes) * parts[0]["settings"]["num_paths"]
         console.print(
             f"until_mixed: {told['stopped_early']:,} questions stopped early, {told['went_on']:,} went on: "

@@ -134,13 +134,18 @@ def lock(path: str | Path, who: str, way_out: str, shared: bool = False) -> Iter
         yield
 
 
+def cut_off(folder: str | Path) -> list[Path]:
+    """What killed writes left in a folder, by the names that only `atomic_write` and `commit_folder` give."""
+    return [path for path in Path(folder).glob(".tmp-*") if re.fullmatch(r"\.tmp-\d+-[0-9a-f]{8}", path.name)]
+
+
 def sweep(folder: str | Path) -> list[Path]:
     """Remove what killed writes left in a folder of which the caller is the only writer; returns what was removed.
 
     A folder that was set aside by ``commit_folder`` and has no successor is put back.
     """
-    torn = [path for path in Path(folder).glob(".tmp-*") if re.fullmatch(r"\.tmp-\d+-[0-9a-f]{8}", path.name)]
-    for aside in Path(folder).glob(".*.old"):
+    torn = cut_off(folder)
+    for aside in filter(Path.is_dir, Path(folder).glob(".*.old")):  # only folders are ever set aside
         final = aside.with_name(aside.name[1 : -len(".old")])
         if os.path.lexists(final):
             torn.append(aside)

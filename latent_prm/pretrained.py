@@ -1,18 +1,34 @@
-"""Finding what is to be loaded: a device, a model's folder or hub name, and plain words when it cannot be had."""
+"""Finding what is to be loaded: a device, a model's folder or hub name, and plain words when it cannot be had.
+
+It also says which libraries load it.
+"""
 
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import transformers
 
+from latent_prm import __version__
 from latent_prm.demo import reasoner_folder
 from latent_prm.options import BUILTIN
 
 log = logging.getLogger(__name__)
+
+
+def versions() -> dict[str, str]:
+    """What grew a tree, for metadata: Python, the libraries and this package."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "latent-prm": __version__,
+    }
 
 
 def pick_device(device: str) -> torch.device:

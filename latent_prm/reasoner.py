@@ -209,7 +209,7 @@ class Reasoner:
         for question in questions:
             self.check_length(question, growth)
         branches = growth.runs[0].branches
-        half = max(1, branches // 2) if growth.until_mixed else branches
+        half = branches // 2 if growth.until_mixed else branches
         grown = self._fitting(questions, task, growth, range(half), growth.noise_free)
         trees = [
             ReasoningTree(
@@ -227,10 +227,7 @@ class Reasoner:
             undecided = [i for i, tree in enumerate(trees) if tree.mixed]
             more = self._fitting([questions[i] for i in undecided], task, growth, range(half, half + branches), False)
             for i, paths in zip(undecided, more, strict=True):
-                before = len(trees[i].paths)
-                for path in paths:
-                    path.parent = None if path.parent is None else path.parent + before
-                trees[i].paths += paths
+                trees[i].paths = _beside(trees[i].paths, paths)
                 trees[i].back_up()
         return trees
 
@@ -264,8 +261,7 @@ class Reasoner:
             first, second = (
                 self._fitting(questions, task, growth, part, noise_free and i == 0)[0] for i, part in enumerate(halves)
             )
-            shifted = [replace(p, parent=None if p.parent is None else p.parent + len(first)) for p in second]
-            return [first + shifted]
+            return [_beside(first, second)]
         raise ValueError(
             f"The memory is too small for one path ({reason}). Type a lower --max_new_tokens or --latent_steps, "
             "--dtype bfloat16, or a smaller --model_path."
@@ -451,6 +447,13 @@ def batch_size(reasoner: Reasoner, questions: Sequence[Question], growth: Growth
     longest = max(questions, key=lambda question: len(question.text))
     each = reasoner.footprint(longest, growth).total
     return max(1, min(MOST_TOGETHER, budget(reasoner.device) // each))
+
+
+def _beside(paths: list[LatentPath], others: list[LatentPath]) -> list[LatentPath]:
+    """Two sets of paths of one question as one, each path under its own parent still."""
+    for path in others:
+        path.parent = None if path.parent is None else path.parent + len(paths)
+    return paths + others
 
 
 def _branch(rows: Sequence[_Row], numbers: range, noise_free: bool) -> tuple[list[int], list[_Row]]:

@@ -9,7 +9,6 @@ so that the curve is smooth and every difference is paired.
 from __future__ import annotations
 
 import logging
-import platform
 import shlex
 import time
 from collections.abc import Sequence
@@ -19,19 +18,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-import transformers
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from latent_prm import __version__
 from latent_prm.files import save_json
 from latent_prm.growth import Growth
 from latent_prm.metrics import Interval, bootstrap_intervals
 from latent_prm.options import GrowthOptions, TuneNoiseOptions
 from latent_prm.plots import NoiseLine, NoisePanel, NoMatplotlib, noise_curve
+from latent_prm.pretrained import versions
 from latent_prm.reasoner import Reasoner, batch_size
 from latent_prm.shards import outcomes
 from latent_prm.stopping import ending_on_sigterm
@@ -333,12 +330,7 @@ def save(curves: dict[str, Curve], growth: Growth, options: TuneNoiseOptions, fa
         **{"task": options.task, "model": options.model_path, "split": options.split, "seed": options.seed, **facts},
         "options": asdict(options),
         "settings": settings | {"num_paths": growth.num_paths},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "latent-prm": __version__,
-        },
+        "versions": versions(),
         "curves": {name: asdict(curve) for name, curve in curves.items()},
     }
     save_json(found, folder / "noise.json")

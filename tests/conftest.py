@@ -10,8 +10,9 @@ import os
 # Before any import that reads them, and for subprocesses too: no model hub, and one thread (fastest for tiny models).
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 
+import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,15 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test, whatever the one before it did to the environment, asks a model hub."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def quiet_afterwards() -> Iterator[None]:
+    """A stage sets how much our loggers say, for good: here only until the end of the test."""
+    log = logging.getLogger("latent_prm")
+    before = log.level
+    yield
+    log.setLevel(before)
 
 
 @pytest.fixture(scope="session")

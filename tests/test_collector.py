@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,6 @@ from latent_prm.reasoner import Reasoner
 from latent_prm.tasks import ArithmeticTask, Grade, Question, load_task
 
 Collect = Callable[..., int]
-
-
-@pytest.fixture(autouse=True)
-def quiet_afterwards() -> Iterator[None]:
-    """A stage sets how much our loggers say, for good: here only until the end of the test."""
-    log = logging.getLogger("latent_prm")
-    before = log.level
-    yield
-    log.setLevel(before)
 
 
 @pytest.fixture

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,6 @@ from latent_prm.tree import Path as LatentPath
 from latent_prm.tuner import Curve, Outcome, best, choose, measured, outcome, print_curves
 
 Tune = Callable[..., int]
-
-
-@pytest.fixture(autouse=True)
-def quiet_afterwards() -> Iterator[None]:
-    """A stage sets how much our loggers say, for good: here only until the end of the test."""
-    log = logging.getLogger("latent_prm")
-    before = log.level
-    yield
-    log.setLevel(before)
 
 
 @pytest.fixture
