@@ -43,5 +43,5 @@ echo "Evaluate: $CHECKPOINT on $DATA_DIR/ → $OUTPUT_DIR/"
 
 echo
 echo "Written: $OUTPUT_DIR/evaluation.json and the curves beside it"
-question="Ann has 12 apples. She buys 5 more. How many apples does Ann have?"
+question="Ann has 12 apples. On Monday she buys 5. How many apples does Ann have?"
 echo "Next:    $python -m latent_prm solve --checkpoint $CHECKPOINT \"$question\""

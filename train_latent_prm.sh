@@ -29,6 +29,7 @@ LOSS="mse"                         # mse, bce, listwise, pairwise, order, or a s
 SUPERVISE="paths"                  # a path's target at its last latent; steps: at every latent
 
 # Logging and saving
+RESUME=""                          # auto, or a run's folder: go on with a run that was stopped
 SAVE_STEPS=100                     # a checkpoint every so many optimizer steps
 LOGGING_STEPS=10
 LOG_LEVEL="INFO"
@@ -69,7 +70,7 @@ if [[ -z $MODEL_PATH ]]; then
     fi
     echo "MODEL_PATH is not set: $MODEL_PATH, because CUDA is $([[ $MODEL_PATH != builtin ]] || echo "not ")in use."
 fi
-if [[ -z $OUTPUT_DIR && " $*" != *" --resume"* ]]; then # a run that is resumed has its folder
+if [[ -z $OUTPUT_DIR && -z $RESUME && " $*" != *" --resume"* ]]; then # a run that is resumed has its folder
     OUTPUT_DIR="checkpoints/qwen_prm_$(date +%Y%m%d_%H%M%S)"
 fi
 where=${OUTPUT_DIR:-checkpoints/qwen_prm_…}
@@ -80,6 +81,7 @@ echo "       $NUM_EPOCHS epochs, $BATCH_SIZE × $GRADIENT_ACCUMULATION_STEPS pat
     --model_path "$MODEL_PATH" \
     --data_dir "$DATA_DIR" \
     ${OUTPUT_DIR:+--output_dir "$OUTPUT_DIR"} \
+    ${RESUME:+--resume "$RESUME"} \
     --num_epochs "$NUM_EPOCHS" \
     --batch_size "$BATCH_SIZE" \
     --learning_rate "$LEARNING_RATE" \

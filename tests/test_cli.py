@@ -161,7 +161,7 @@ def test_a_script_takes_true_or_false_and_nothing_else(tmp_path: Path) -> None:
 RARE = """revision align dtype think soft_temperature dropout top_p max_new_tokens noise_free keep_hidden shard_size
     compile engine num_workers shard dry_run skip_bad_files"""
 # Of train.
-RARELY_TRAINED = "context context_dropout val_size pack_tokens skip_bad_files save_total_limit save_optimizer resume"
+RARELY_TRAINED = "context context_dropout val_size pack_tokens skip_bad_files save_total_limit save_optimizer"
 
 
 @pytest.mark.parametrize(
