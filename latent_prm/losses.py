@@ -6,8 +6,7 @@ units over those of the whole step, so that how a step is cut into packs never c
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from random import Random
 from typing import NamedTuple
@@ -17,58 +16,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from latent_prm.lessons import WITHIN, Lesson
 from latent_prm.options import TrainOptions
 from latent_prm.packing import PackedBatch
-from latent_prm.tree import Path, ReasoningTree
+from latent_prm.tree import Path
 
-log = logging.getLogger(__name__)
-
-WITHIN = {"listwise", "pairwise"}
-"""Losses that compare the paths of a question."""
 MARGINS = {"adjacent swap": 0.5, "segment swap": 1.0, "reversal": 2.0}
 """By how much, in logits, a path must stand above its own latents in another order: the more disorder, the more."""
-
-
-class Lesson(NamedTuple):
-    """A question's tree and what is learned of it."""
-
-    tree: ReasoningTree
-    targets: dict[int, float]
-    """By path; 0..1."""
-    context: Sequence[int] = ()
-    """The tokens read before its latents."""
-    counts: Mapping[int, tuple[int, int]] = {}
-    """By path, where known and where the target is the prm_score: k of M answers right."""
-
-    @classmethod
-    def of(cls, tree: ReasoningTree, use_prm_score: bool = True) -> Lesson:
-        """A tree with the target of each of its noisy paths: its prm_score, or its label-free score.
-
-        A path that was never expanded has no score and so no target: it is unknown, not zero.
-        """
-        scores = {i: path.prm_score if use_prm_score else path.score for i, path in enumerate(tree.paths)}
-        noisy = {i: score for i, score in scores.items() if not tree.paths[i].noise_free}
-        counts = {
-            i: (path.num_correct, path.num_answers)
-            for i, path in enumerate(tree.paths)
-            if use_prm_score and path.num_correct is not None and path.num_answers
-        }
-        return cls(tree, {i: s for i, s in noisy.items() if s is not None}, counts=counts)
-
-
-def lessons_of(trees: Iterable[ReasoningTree], options: TrainOptions) -> list[Lesson]:
-    """The lesson of every tree that has a target; says how many teach nothing to a loss that compares paths."""
-    lessons = [found for tree in trees if (found := Lesson.of(tree, options.use_prm_score)).targets]
-    if compared := WITHIN & options.loss_terms().keys():
-        equal = sum(len(set(lesson.targets.values())) == 1 for lesson in lessons)
-        why = f"teach nothing to {' and '.join(sorted(compared))}: their paths' targets are all equal"
-        log.info(f"[Trainer] {equal} of {len(lessons)} questions {why}.")
-    return lessons
-
-
-def num_targets(lessons: Iterable[Lesson]) -> int:
-    """Labelled paths of all lessons: the guide's samples."""
-    return sum(len(lesson.targets) for lesson in lessons)
 
 
 # --- the losses -------------------------------------------------------------------------------------------------------

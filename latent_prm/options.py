@@ -22,6 +22,9 @@ Context = Literal["question", "none"]
 Diversity = Literal["noise", "temperature", "dropout", "hybrid"]
 Align = Literal["ridge", "rescale", "none"]
 Supervise = Literal["paths", "steps"]
+OptimizerName = Literal["adamw", "adamw8bit", "adamw_bf16_sr"]
+Tuning = Literal["full", "lora", "head"]
+Parallel = Literal["ddp", "fsdp"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 LOSSES = ("mse", "bce", "listwise", "pairwise", "order")
@@ -55,7 +58,7 @@ class GrowthOptions:
     device: Device = "auto"
     """cuda, cpu, or auto: CUDA when there is one, else the CPU, said aloud."""
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of the reasoner. auto: bfloat16 on CUDA, float32 on the CPU. float64: no batch is felt at all."""
+    """Arithmetic. float64: no batch is felt. auto: that for "builtin", else bfloat16 on CUDA, float32 on a CPU."""
     pipeline: str = "solo"
     """Who thinks: solo, sequential (planner, critic, refiner, judger), hierarchical (specialists), or a .yaml file."""
     think: bool = False
@@ -245,12 +248,20 @@ class TrainOptions:
     """The run folder. Left out: checkpoints/qwen_prm_<timestamp>."""
     num_epochs: int = 5
     """Passes over the training questions."""
+    tuning: Tuning = "full"
+    """What learns: full, all layers; lora, small matrices beside them (PEFT, [lora]); head, the score head alone."""
+    lora_rank: int = 16
+    """Rank of those small matrices."""
+    train_embeddings: bool = False
+    """Train the token embedding too: it only serves the question's text, and is a quarter of Qwen3-0.6B."""
     batch_size: int = 4
     """Labelled paths per batch; times the accumulation, the number of labelled paths in an optimizer step."""
     learning_rate: float = 2e-5
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
+    optimizer: OptimizerName = "adamw"
+    """adamw; adamw8bit: moments of 8 bits; adamw_bf16_sr: also bfloat16 weights, rounded by lot (torchao, [lowmem])."""
     warmup_ratio: float = 0.1
     """Share of the optimizer steps in which the learning rate rises; then it falls along a cosine."""
     gradient_accumulation_steps: int = 4
@@ -269,12 +280,20 @@ class TrainOptions:
     """What is lowered: mse, bce, listwise, pairwise, order, or a weighted sum as bce+0.5*listwise."""
     supervise: Supervise = "paths"
     """Where a path's target is asked for: paths, at its chain's last latent; steps, at each (all paths weigh alike)."""
+    weigh_labels: bool = False
+    """A label from M answers weighs M / (M + 2), its reliability, in mse, listwise and pairwise; in bce always M."""
+    correctness_weight: float = 0.0
+    """Weight of a second head, which learns whether a path can still end right (any answer below it did). 0: none."""
     context: Context = "question"
     """What the model reads before the latents: the question's text, or nothing."""
     context_dropout: float = 0.1
     """Share of questions read without their text while training, so that scoring works without it too."""
     val_size: float = 0.1
-    """Share of the questions kept for validation, whole questions. 0: none."""
+    """Share of the questions kept for validation, or from 1 on their number; whole questions. 0: none."""
+    val_steps: int | None = None
+    """Validate every so many optimizer steps too. Left out: at each epoch's end only."""
+    early_stopping_patience: int | None = None
+    """Stop after so many validations without a lower loss. Left out: never."""
     save_steps: int = 100
     """A checkpoint every so many optimizer steps."""
     save_total_limit: int | None = None
@@ -285,32 +304,50 @@ class TrainOptions:
     """Go on exactly where a run stopped. auto: the run in --output_dir, else the newest unfinished; or its folder."""
     logging_steps: int = 10
     """A log line every so many optimizer steps."""
+    report_to: str = "auto"
+    """Where curves go too: none, or some of tensorboard,wandb,trackio. auto: tensorboard where it is installed."""
     log_level: LogLevel = "INFO"
     """How much is said."""
     device: Device = "auto"
     """cuda, cpu, or auto: CUDA when there is one, else the CPU, said aloud."""
     mixed_precision: bool = True
     """Autocast: bfloat16 where the device has it, else float16 on CUDA, else none. Parameters stay float32."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, a third more time."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the layers. auto: on CUDA, for runs that are long enough to win back the minute it takes."""
+    parallel: Parallel = "ddp"
+    """Under torchrun: ddp, every process has the whole model; fsdp, its weights and moments are spread over them."""
+    deterministic: bool = False
+    """The same bits again on the same GPU, more slowly. On a CPU it is always so."""
     seed: int = 42
     """Fixes the split, the order, the dropout and every weight."""
     pack_tokens: int = 16384
     """Question tokens and latents computed at once; lower it when memory is short. Never changes the result."""
     skip_bad_files: bool = False
     """Carry on when a shard is damaged, naming it and leaving it out."""
+    plan: bool = False
+    """Print what the run would take of memory, and which settings fit 4, 6, 8 and 12 GB; load and write nothing."""
 
     def __post_init__(self) -> None:
         _at_least(1, num_epochs=self.num_epochs, batch_size=self.batch_size)
         _at_least(1, gradient_accumulation_steps=self.gradient_accumulation_steps)
         _at_least(1, max_seq_length=self.max_seq_length, save_steps=self.save_steps)
         _at_least(1, logging_steps=self.logging_steps, pack_tokens=self.pack_tokens)
-        _at_least(1, save_total_limit=self.save_total_limit)
+        _at_least(1, save_total_limit=self.save_total_limit, val_steps=self.val_steps, lora_rank=self.lora_rank)
+        _at_least(1, early_stopping_patience=self.early_stopping_patience)
+        _at_least(0, correctness_weight=self.correctness_weight, val_size=self.val_size)
         _at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm)
-        for name in ("warmup_ratio", "dropout_prob", "context_dropout", "val_size"):
+        for name in ("warmup_ratio", "dropout_prob", "context_dropout"):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(
                     f"--{name} is {value}, but it is a share: type a number from 0 up to (not including) 1."
                 )
+        if self.val_size >= 1 and self.val_size % 1:
+            raise ValueError(f"--val_size is {self.val_size}: type a share below 1, or a whole number of questions.")
+        if self.early_stopping_patience and not self.val_size:
+            raise ValueError("--early_stopping_patience needs validation: type --val_size 0.1, or leave it out.")
         self.loss_terms()
 
     def loss_terms(self) -> dict[str, float]:

@@ -18,7 +18,7 @@ import torch
 
 from latent_prm import files
 from latent_prm.checkpoint import load_state, verify_checkpoint
-from latent_prm.losses import Lesson
+from latent_prm.lessons import Lesson
 from latent_prm.options import TrainOptions
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import platform
-import random
 import signal
 import time
 from collections.abc import Sequence
@@ -37,8 +36,9 @@ from latent_prm.checkpoint import (
     save_history,
 )
 from latent_prm.grading import question_digest
+from latent_prm.lessons import Lesson, chance, epoch_steps, lessons_of, look_at, num_targets, split
 from latent_prm.logbook import log_lines
-from latent_prm.losses import Lesson, StepLoss, lessons_of, num_targets
+from latent_prm.losses import StepLoss
 from latent_prm.model import QwenLatentPRM
 from latent_prm.options import TrainOptions
 from latent_prm.packing import pack
@@ -49,8 +49,6 @@ from latent_prm.tree import ReasoningTree
 
 log = logging.getLogger(__name__)
 
-FEW_SAMPLES = 100
-"""The guide: at least so many labelled paths."""
 VERSIONS = {"latent_prm": __version__, "python": platform.python_version(), "torch": torch.__version__}
 VERSIONS["transformers"] = transformers.__version__
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
@@ -160,45 +158,6 @@ class Run:
         """The arithmetic of the forward pass."""
         half = self.precision is not torch.float32
         return torch.autocast(self.device.type, self.precision if half else None, enabled=half)
-
-
-def look_at(lessons: Sequence[Lesson], options: TrainOptions) -> int:
-    """Warn of data that cannot teach much; returns how many chains are longer than ``max_seq_length``.
-
-    Raises ValueError when no path has a target.
-    """
-    count, longest = num_targets(lessons), options.max_seq_length
-    targets = {target for lesson in lessons for target in lesson.targets.values()}
-    if not targets:
-        kind = "prm_score" if options.use_prm_score else "score"
-        lacks = f"no noisy path in {options.data_dir} has a {kind}"
-        raise ValueError(f"There is nothing to learn from: {lacks}. Collect again, or pass another --data_dir.")
-    if len(targets) == 1:
-        way_out = "Collect other questions, or with more noise, so that some paths end right and some wrong."
-        log.warning(f"[Trainer] There is nothing to learn from: all {count} scores are {targets.pop():g}. {way_out}")
-    if count < FEW_SAMPLES:
-        log.warning(f"[Trainer] Samples: {count}, where {FEW_SAMPLES} or more are advised. Collect more.")
-    chains = ((lesson.tree, lesson.tree.chain(path)) for lesson in lessons for path in lesson.targets)
-    truncated = sum(sum(len(tree.paths[i].latents) for i in chain) > longest for tree, chain in chains)
-    if truncated:
-        lose = f"have more than {longest} latents and lose those at the root end (--max_seq_length)"
-        log.warning(f"[Trainer] {truncated} of {count} chains {lose}.")
-    return truncated
-
-
-def split(items: Sequence[Lesson], share: float, seed: int) -> tuple[list[Lesson], list[Lesson]]:
-    """Items to train on and to validate with. Trees of one question, known by its text, stay on one side."""
-    digests = sorted({question_digest(item.tree.question) for item in items})
-    kept = set(chance(seed, "split").sample(digests, min(round(share * len(digests)), len(digests) - 1)))
-    if not kept:
-        log.warning(
-            f"[Trainer] No validation: --val_size {share:g} of {len(digests)} question(s) is none. "
-            "The best checkpoint is chosen by training loss."
-        )
-    sides: tuple[list[Lesson], list[Lesson]] = [], []
-    for item in items:
-        sides[question_digest(item.tree.question) in kept].append(item)
-    return sides
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:
@@ -321,30 +280,6 @@ def optimizer_step(run: Run, items: Sequence[Lesson]) -> float:
     run.scheduler.step()
     run.optimizer.zero_grad()
     return loss
-
-
-def epoch_steps(items: Sequence[Lesson], epoch: int, options: TrainOptions) -> list[list[Lesson]]:
-    """An epoch's optimizer steps: whole questions in seeded order, at most a step's number of labelled paths in each.
-
-    A question with more of them gives so many, in turns: other ones in the next epoch. Some lose their context.
-    """
-    size, seed = options.batch_size * options.gradient_accumulation_steps, options.seed
-    steps: list[list[Lesson]] = [[]]
-    room = size
-    for item in chance(seed, "order", epoch).sample(items, len(items)):
-        name, count = item.tree.question_id, len(item.targets)
-        if count > size:
-            turns = chance(seed, "turns", name).sample(sorted(item.targets), count)
-            chosen = sorted(turns[(epoch * size + k) % count] for k in range(size))
-            item = item._replace(targets={path: item.targets[path] for path in chosen})
-        if chance(seed, "context", epoch, name).random() < options.context_dropout:
-            item = item._replace(context=())
-        if len(item.targets) > room:
-            steps.append([])
-            room = size
-        steps[-1].append(item)
-        room -= len(item.targets)
-    return steps
 
 
 def end_epoch(run: Run, loss: float) -> list[str]:
@@ -478,8 +413,3 @@ def not_finite(what: str, run: Run, items: Sequence[Lesson]) -> str:
     when = f"NaN or infinite in step {run.state.step + 1}, so the run stopped before it"
     way_out = f"Type a lower --learning_rate (now {run.options.learning_rate:g}), or look at their latents."
     return f"The {what} is {when}. Questions: {named}. {way_out}"
-
-
-def chance(seed: int, *what: object) -> random.Random:
-    """Chance of its own for everything that is chosen."""
-    return random.Random(f"{seed}/{'/'.join(map(str, what))}")

@@ -28,7 +28,8 @@ LAYERS = [
     {"columns", "nested"},
     {"foreign"},
     {"shards", "packing", "metrics"},
-    {"pretrained", "feedback", "growth", "memory", "thought", "reasoner", "model", "losses", "checkpoint", "plots"},
+    {"pretrained", "feedback", "growth", "memory", "thought", "reasoner", "model", "plots"}
+    | {"lessons", "losses", "optimizers", "tuning", "ranks", "sizing", "watching", "checkpoint"},
     {"selector", "cluster", "preview", "resuming"},
     {"collector", "trainer", "evaluator", "solver", "inspector", "tuner", "converter"},
     {"demo.card"},
@@ -109,12 +110,15 @@ OPTIONS = {
         noises='0.05,0.1,0.15,0.2,0.3,0.4,0.5,0.6,0.8,1.0' max_loss=0.05 output_dir='reports'
         batch_size=None""",
     "train": """
-        model_path='builtin' data_dir='prm_data' output_dir=None num_epochs=5 batch_size=4
-        learning_rate=2e-05 weight_decay=0.01 warmup_ratio=0.1 gradient_accumulation_steps=4
-        max_grad_norm=1.0 pooling_strategy='mean' dropout_prob=0.1 max_seq_length=512 use_prm_score=True
-        loss='mse' supervise='paths' context='question' context_dropout=0.1 val_size=0.1 save_steps=100
-        save_total_limit=None save_optimizer=True resume=None logging_steps=10 log_level='INFO'
-        device='auto' mixed_precision=True seed=42 pack_tokens=16384 skip_bad_files=False""",
+        model_path='builtin' data_dir='prm_data' output_dir=None num_epochs=5 tuning='full' lora_rank=16
+        train_embeddings=False batch_size=4 learning_rate=2e-05 weight_decay=0.01 optimizer='adamw'
+        warmup_ratio=0.1 gradient_accumulation_steps=4 max_grad_norm=1.0 pooling_strategy='mean'
+        dropout_prob=0.1 max_seq_length=512 use_prm_score=True loss='mse' supervise='paths'
+        weigh_labels=False correctness_weight=0.0 context='question' context_dropout=0.1 val_size=0.1
+        val_steps=None early_stopping_patience=None save_steps=100 save_total_limit=None
+        save_optimizer=True resume=None logging_steps=10 report_to='auto' log_level='INFO' device='auto'
+        mixed_precision=True gradient_checkpointing=False compile='auto' parallel='ddp'
+        deterministic=False seed=42 pack_tokens=16384 skip_bad_files=False plan=False""",
     "evaluate": """
         checkpoint data_dir output_dir=None num_bootstrap=2000 context=None seed=42 device='auto'
         pack_tokens=16384 skip_bad_files=False""",

@@ -18,7 +18,7 @@ from latent_prm import foreign, shards
 from latent_prm.__main__ import main
 from latent_prm.files import BadFile
 from latent_prm.grading import question_digest
-from latent_prm.losses import Lesson
+from latent_prm.lessons import Lesson
 from latent_prm.tree import ReasoningTree
 
 T, H = 3, 4

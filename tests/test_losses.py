@@ -11,15 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from latent_prm.lessons import Lesson, lessons_of, num_targets
 from latent_prm.losses import (
     MARGINS,
-    Lesson,
     StepLoss,
     bce,
-    lessons_of,
     listwise,
     mse,
-    num_targets,
     order,
     pairwise,
     shuffled,

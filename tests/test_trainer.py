@@ -19,7 +19,7 @@ import torch
 
 from latent_prm import shards, trainer
 from latent_prm.grading import question_digest
-from latent_prm.losses import Lesson
+from latent_prm.lessons import Lesson, epoch_steps, split
 from latent_prm.model import QwenLatentPRM
 from latent_prm.options import TrainOptions
 from latent_prm.tree import Answer, ReasoningTree
@@ -185,11 +185,11 @@ def test_paths_without_a_label_change_nothing(train: Train, make_tree: MakeTree)
 
 def test_trees_of_one_question_stay_on_one_side_of_the_split(make_tree: MakeTree) -> None:
     twice = [make_tree(seed, question=f"What is {seed // 2} + 1 ?") for seed in range(40)]  # each question in two trees
-    train, validation = trainer.split([Lesson.of(tree) for tree in twice], 0.25, 42)
+    train, validation = split([Lesson.of(tree) for tree in twice], 0.25, 42)
     sides = [{question_digest(lesson.tree.question) for lesson in side} for side in (train, validation)]
     assert [len(side) for side in sides] == [15, 5] and not sides[0] & sides[1]
     assert [len(train), len(validation)] == [30, 10]
-    assert trainer.split([Lesson.of(tree) for tree in twice], 0.25, 43) != (train, validation)
+    assert split([Lesson.of(tree) for tree in twice], 0.25, 43) != (train, validation)
 
 
 def test_a_checkpoint_names_the_questions_of_both_sides(train: Train, trees: list[ReasoningTree]) -> None:
@@ -202,7 +202,7 @@ def test_a_checkpoint_names_the_questions_of_both_sides(train: Train, trees: lis
 def test_a_step_holds_whole_questions_and_an_epoch_every_path_once(make_tree: MakeTree) -> None:
     lessons = [wide(make_tree(seed, branches=(n,)), [0.5] * n) for seed, n in enumerate([3, 5, 2, 7, 1, 4, 4, 6])]
     options = TrainOptions(batch_size=4, gradient_accumulation_steps=2)
-    first, second = (trainer.epoch_steps(lessons, epoch, options) for epoch in (1, 2))
+    first, second = (epoch_steps(lessons, epoch, options) for epoch in (1, 2))
     order = []
     for steps in (first, second):
         assert all(0 < sum(len(lesson.targets) for lesson in step) <= 8 for step in steps)
@@ -218,7 +218,7 @@ def test_a_question_with_more_paths_than_a_step_gives_them_in_turns(make_tree: M
     options = TrainOptions(batch_size=4, gradient_accumulation_steps=1)
     seen: Counter[int] = Counter()
     for epoch in range(5):
-        steps = trainer.epoch_steps([big, small], epoch, options)
+        steps = epoch_steps([big, small], epoch, options)
         (part,) = [lesson for step in steps for lesson in step if lesson.tree is big.tree]
         assert len(part.targets) == 4 and part.targets.items() <= big.targets.items()
         seen.update(list(part.targets))
@@ -229,7 +229,7 @@ def test_some_questions_lose_their_context_others_in_the_next_epoch(make_tree: M
     lessons = [wide(make_tree(seed, branches=(1,)), [1.0])._replace(context=[7]) for seed in range(200)]
 
     def bare(epoch: int, share: float) -> set[str]:
-        steps = trainer.epoch_steps(lessons, epoch, TrainOptions(context_dropout=share))
+        steps = epoch_steps(lessons, epoch, TrainOptions(context_dropout=share))
         return {lesson.tree.question_id for step in steps for lesson in step if not lesson.context}
 
     assert 25 <= len(bare(1, 0.2)) <= 55  # 40 expected, standard deviation 5.7
