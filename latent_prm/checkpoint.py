@@ -2,24 +2,28 @@
 damaged one is told from a whole one.
 
 A folder is complete or not there, and needs no other: ``QwenLatentPRM.from_pretrained(folder)`` scores with it, and
-``load_checkpoint`` goes on from it, for manifest.json names every file with its size and sha256.
+``load_weights`` and ``load_progress`` go on from it, for manifest.json names every file with its size and sha256.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from latent_prm import files
+from latent_prm import files, tuning
 from latent_prm.model import QwenLatentPRM
+from latent_prm.ranks import spread_moments, whole
 
 FORMAT = "latent-prm-checkpoint/1"
 
@@ -33,64 +37,121 @@ class TrainingState:
     """The one in progress, or the last one; the first is 1."""
     epoch_steps: int = 0
     """Optimizer steps done of it."""
-    squares: float = 0.0
-    """The sum of the losses of its labelled paths so far."""
-    paths: int = 0
-    """How many those were."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of every term of the loss over this epoch so far: the sum of what it is the mean of."""
+    units: dict[str, float] = field(default_factory=dict)
+    """And of how many."""
     seed: int
     epoch_losses: list[float] = field(default_factory=list)
     val_losses: list[float] = field(default_factory=list)
-    """One per finished epoch; none without validation."""
+    """One per validation, at least one per finished epoch; none without validation."""
     best: dict[str, Any] | None = None
     """The lowest loss, what loss it is (by), and the epoch and step it was reached in."""
+    stale: int = 0
+    """Validations since then."""
+    finished: bool = False
+    """Whether nothing is left to learn: the last epoch is over, or --early_stopping_patience was."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """Of the gradient scaler; empty when there is none."""
 
     def begin(self, epoch: int) -> None:
         """Nothing of this epoch is done yet."""
-        self.epoch, self.epoch_steps, self.squares, self.paths = epoch, 0, 0.0, 0
+        self.epoch, self.epoch_steps, self.sums, self.units = epoch, 0, {}, {}
 
 
-def save_checkpoint(
-    folder: str | Path,
-    model: QwenLatentPRM,
-    optimizer: Optimizer | None,
-    scheduler: LRScheduler,
-    state: TrainingState,
-    questions: Mapping[str, Sequence[str]],
-    history: Sequence[Mapping[str, Any]] = (),
-    origin: Mapping[str, Any] | None = None,
-) -> None:
-    """Commit a checkpoint folder: the guide's five files, the tokenizer's, questions.json, metrics.jsonl, and, last,
-    manifest.json.
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """All that is kept of one moment of a run, with storage of its own: training goes on while it is written."""
 
-    ``questions`` names what the model has seen by ``grading.question_digest``: ``{"train": [...], "validation": ...}``;
-    ``history`` are the lines of metrics.jsonl so far; ``origin`` says in the manifest what the run was made of.
-    Without an ``optimizer`` there is no optimizer.pt, and no run goes on from here.
-    Equal weights give a pytorch_model.bin of equal bytes.
+    model: QwenLatentPRM
+    """For what does not change: its configuration and tokenizer."""
+    weights: dict[str, Tensor]
+    """As the guide's snippet loads them: small matrices merged in."""
+    adapter: dict[str, Tensor] | None
+    """The small matrices themselves, where there are any."""
+    optimizer: dict[str, Any] | None
+    """Left out: there is no optimizer.pt, and no run goes on from here."""
+    scheduler: dict[str, Any]
+    state: TrainingState
+    questions: Mapping[str, Sequence[str]]
+    """What the model has seen, by ``grading.question_digest``: ``{"train": [...], "validation": [...]}``."""
+    history: Sequence[Mapping[str, Any]] = ()
+    """The lines of metrics.jsonl so far."""
+    origin: Mapping[str, Any] | None = None
+    """What the run was made of, for the manifest."""
+
+    @classmethod
+    def of(
+        cls,
+        model: QwenLatentPRM,
+        optimizer: Optimizer | None,
+        scheduler: LRScheduler,
+        state: TrainingState,
+        questions: Mapping[str, Sequence[str]],
+        history: Sequence[Mapping[str, Any]] = (),
+        origin: Mapping[str, Any] | None = None,
+    ) -> Moment:
+        """Copied from where it is, and put together where it is spread over processes, all of which must call this."""
+        adapter = tuning.adapter_state(model)
+        return cls(
+            model=model,
+            weights=whole(dict(tuning.merged_state(model))),
+            adapter=None if adapter is None else whole(adapter),
+            optimizer=None if optimizer is None else whole(optimizer.state_dict()),
+            scheduler=copy.deepcopy(scheduler.state_dict()),
+            state=copy.deepcopy(state),
+            questions=questions,
+            history=list(history),
+            origin=origin,
+        )
+
+
+class Keeper:
+    """Writes in the background, one job at a time: the next one waits until the last one is through."""
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1, "keeper")
+        self.job: Future[None] | None = None
+
+    def keep(self, job: Callable[[], None]) -> None:
+        """Do this next. Raises what the job before it raised."""
+        self.wait()
+        self.job = self.thread.submit(job)
+
+    def wait(self) -> None:
+        """Until all is written. Raises what went wrong, once."""
+        job, self.job = self.job, None
+        if job is not None:
+            job.result()
+
+
+def save_checkpoint(folder: str | Path, moment: Moment) -> None:
+    """Commit a checkpoint folder: the guide's five files, the tokenizer's, questions.json, metrics.jsonl, the adapter's
+    where there is one, and, last, manifest.json. Equal weights give a pytorch_model.bin of equal bytes.
 
     Raises:
         ValueError: a weight is NaN or infinite, so this is no model worth keeping.
         OSError: the disk refused; whatever ``folder`` was before, it still is.
     """
-    weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    if broken := [name for name, value in weights.items() if not value.isfinite().all()]:
+    if broken := [name for name, value in moment.weights.items() if not value.isfinite().all()]:
         named = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
         raise ValueError(f"{folder} was not written: NaN or infinite weights ({named}). Type a lower --learning_rate.")
 
     def write(temp: Path) -> None:
-        hashed = {"pytorch_model.bin": files.save_tensors(weights, temp / "pytorch_model.bin")}
-        if optimizer is not None:
-            hashed["optimizer.pt"] = files.save_tensors(optimizer.state_dict(), temp / "optimizer.pt")
-        files.save_tensors(scheduler.state_dict(), temp / "scheduler.pt")
-        files.save_json(asdict(state), temp / "training_state.json")
-        files.save_json({side: list(digests) for side, digests in questions.items()}, temp / "questions.json")
-        save_history(history, temp / "metrics.jsonl")
-        model.save_description(temp)
+        tensors = {"pytorch_model.bin": moment.weights, "optimizer.pt": moment.optimizer, "adapter.pt": moment.adapter}
+        hashed = {name: files.save_tensors(held, temp / name) for name, held in tensors.items() if held is not None}
+        if moment.adapter is not None:
+            made_of = (moment.origin or {}).get("options", {})
+            tuning.save_adapter(moment.model, temp, made_of.get("model_path"), moment.adapter)
+        files.save_tensors(moment.scheduler, temp / "scheduler.pt")
+        files.save_json(asdict(moment.state), temp / "training_state.json")
+        files.save_json({side: list(digests) for side, digests in moment.questions.items()}, temp / "questions.json")
+        save_history(moment.history, temp / "metrics.jsonl")
+        moment.model.save_description(temp)
         # The large files were hashed on their way to the disk, the small ones are read again.
         hashed |= {path.name: files.digest(path) for path in temp.iterdir() if path.name not in hashed}
         listed = {name: {"size": (temp / name).stat().st_size, "sha256": hashed[name]} for name in sorted(hashed)}
-        files.save_json({"format": FORMAT, "files": listed, **(origin or {})}, temp / "manifest.json")
+        files.save_json({"format": FORMAT, "files": listed, **(moment.origin or {})}, temp / "manifest.json")
 
     files.commit_folder(folder, write)
 
@@ -133,27 +194,41 @@ def verify_checkpoint(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def load_checkpoint(
-    folder: str | Path, model: QwenLatentPRM, optimizer: Optimizer, scheduler: LRScheduler
-) -> tuple[TrainingState, list[dict[str, Any]]]:
-    """Put a verified checkpoint into model, optimizer and scheduler; returns how far it is, and its metrics.jsonl.
+def load_weights(folder: str | Path, model: QwenLatentPRM) -> None:
+    """Put a verified checkpoint's weights into a model that was adapted as the run's was.
 
-    Raises ``files.BadFile`` when a piece is missing or is not that of this model.
+    Raises ``files.BadFile`` when they are not those of this model.
+    """
+    adapter = Path(folder, "adapter.pt")
+    if adapter.exists():
+        _load(adapter, lambda held: tuning.load_adapter(model, held))
+    else:
+        _load(Path(folder, "pytorch_model.bin"), model.load_state_dict)
+
+
+def load_progress(
+    folder: str | Path, optimizer: Optimizer, scheduler: LRScheduler
+) -> tuple[TrainingState, list[dict[str, Any]]]:
+    """Put the rest of a verified checkpoint in place; returns how far it is, and its metrics.jsonl.
+
+    Raises ``files.BadFile`` when a piece is missing or is not that of this run.
     """
     folder = Path(folder)
-    parts = {"pytorch_model.bin": model, "optimizer.pt": optimizer, "scheduler.pt": scheduler}
-    for name, part in parts.items():
-        try:
-            part.load_state_dict(files.load_tensors(folder / name))
-        except files.BadFile:
-            raise
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise files.BadFile(f"{folder / name}: does not fit this model ({error}).") from error
+    _load(folder / "optimizer.pt", lambda held: optimizer.load_state_dict(spread_moments(held, optimizer)))
+    _load(folder / "scheduler.pt", scheduler.load_state_dict)
     try:
         lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
     except OSError as error:
         raise files.BadFile(f"{folder / 'metrics.jsonl'}: cannot be read ({error.strerror}).") from error
     return load_state(folder), [json.loads(line) for line in lines]
+
+
+def _load(path: Path, put: Callable[[Any], object]) -> None:
+    held = files.load_tensors(path)
+    try:
+        put(held)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise files.BadFile(f"{path}: does not fit this model ({error}).") from error
 
 
 def load_state(folder: str | Path) -> TrainingState:

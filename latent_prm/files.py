@@ -189,7 +189,8 @@ def load_json(path: str | Path) -> Any:
 def load_tensors(path: str | Path, sha256: str | None = None, mmap: bool = False) -> Any:
     """What ``torch.save`` put into a file, on the CPU: tensors and plain values only, never code.
 
-    Without ``sha256`` the file's own checksums are verified instead. With ``mmap`` the tensors are views of the file.
+    Without ``sha256`` the file's own checksums are verified instead. With ``mmap`` the tensors are views of the file,
+    which is never written to through them: what is changed in one is changed in memory only.
 
     Raises:
         BadFile: missing, not a regular file, changed, not torch's zip format, or holding anything but data.

@@ -1,22 +1,25 @@
 """What the model is trained to do: hides which paths teach what, and how predictions become one number to lower.
 
 Every loss is a mean over units of its own (paths, answers, questions). A pack's share of a step is that mean times its
-units over those of the whole step, so that how a step is cut into packs never changes it.
+units over those of the whole step, so that how a step is cut into packs never changes it. What a pack's predictions
+are held against is laid out before they are computed, so that a GPU is never waited for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from latent_prm.lessons import WITHIN, Lesson
+from latent_prm.model import Logits
 from latent_prm.options import TrainOptions
 from latent_prm.packing import PackedBatch
 from latent_prm.tree import Path
@@ -49,74 +52,95 @@ def bce(logits: Float[Tensor, " K"], targets: Float[Tensor, " K"], weights: Floa
     return (weights * each).sum() / weights.sum()
 
 
-def listwise(
-    logits: Float[Tensor, " K"],
-    targets: Float[Tensor, " K"],
-    questions: Int[Tensor, " K"],
-    weights: Float[Tensor, " K"] | None = None,
-) -> Float[Tensor, ""]:
-    """Mean over questions of −Σ t_i/Σt · log softmax(logits)_i over the question's paths, in float32.
+class Group(NamedTuple):
+    """G questions with P paths each, side by side."""
 
-    The top-one cross-entropy of ListNet (Cao et al. 2007), as LatentRM (arXiv 2510.07745) trains with. A question whose
-    targets are all equal contributes nothing and is not counted; 0 where there is no other.
+    rows: Int[Tensor, "G P"]
+    """Which of all logits are those of its paths."""
+    targets: Float[Tensor, "G P"]
+    weights: Float[Tensor, " G"]
+    """What each question weighs."""
+
+
+def groups_of(
+    targets: Float[Tensor, " K"], questions: Int[Tensor, " K"], weights: Float[Tensor, " K"] | None = None
+) -> tuple[Group, ...]:
+    """The questions that teach a loss which compares their paths; those with equally many stand side by side.
+
+    A question whose targets are all equal teaches nothing and is left out. One weighs what the lightest of its paths
+    does: a comparison is no better than the less reliable label.
+    """
+    weights = torch.ones_like(targets) if weights is None else weights
+    sizes = questions.unique(return_counts=True)[1]
+    each = questions.argsort(stable=True).split(sizes.tolist())
+    groups: list[Group] = []
+    for size in sizes.unique().tolist():
+        rows = torch.stack([own for own in each if len(own) == size])
+        lowest, highest = targets[rows].aminmax(dim=1)
+        rows = rows[lowest < highest]
+        if len(rows):
+            groups.append(Group(rows, targets[rows], weights[rows].amin(1)))
+    return tuple(groups)
+
+
+def listwise(logits: Float[Tensor, " K"], groups: Sequence[Group]) -> Float[Tensor, ""]:
+    """Mean over questions of −Σ t_i/Σt · log softmax(logits)_i over the question's paths, in float32; 0 without any.
+
+    The top-one cross-entropy of ListNet (Cao et al. 2007), as LatentRM (arXiv 2510.07745) trains with.
     """
 
-    def one(own: Float[Tensor, " P"], wanted: Float[Tensor, " P"]) -> Tensor:
-        return -(wanted / wanted.sum() * own.log_softmax(0)).sum()
+    def each(own: Float[Tensor, "G P"], wanted: Float[Tensor, "G P"]) -> Float[Tensor, " G"]:
+        return -(wanted / wanted.sum(1, keepdim=True) * own.log_softmax(1)).sum(1)
 
-    return _mean_of_questions(one, logits, targets, questions, weights)
+    return _mean_of_questions(each, logits, groups)
 
 
-def pairwise(
-    logits: Float[Tensor, " K"],
-    targets: Float[Tensor, " K"],
-    questions: Int[Tensor, " K"],
-    weights: Float[Tensor, " K"] | None = None,
-) -> Float[Tensor, ""]:
+def pairwise(logits: Float[Tensor, " K"], groups: Sequence[Group]) -> Float[Tensor, ""]:
     """Mean over questions of the mean over pairs t_i > t_j of max(0, (t_i − t_j) − (l_i − l_j)), l the logits; float32.
 
     The hinge of a ranking SVM (Herbrich et al. 2000, Joachims 2002), whose margin is the targets' own difference: what
-    differs by label noise alone need not be far apart, and a pair that is far enough apart is left alone. Questions
-    without a pair count as in :func:`listwise`.
+    differs by label noise alone need not be far apart, and a pair that is far enough apart is left alone. 0 without a
+    question.
     """
 
-    def one(own: Float[Tensor, " P"], wanted: Float[Tensor, " P"]) -> Tensor:
-        apart = wanted[:, None] - wanted
-        return (apart - (own[:, None] - own))[apart > 0].relu().mean()
+    def each(own: Float[Tensor, "G P"], wanted: Float[Tensor, "G P"]) -> Float[Tensor, " G"]:
+        apart = wanted[:, :, None] - wanted[:, None]
+        lacking = (apart - (own[:, :, None] - own[:, None])).relu()
+        pairs = apart > 0
+        return (lacking * pairs).sum((1, 2)) / pairs.sum((1, 2))
 
-    return _mean_of_questions(one, logits, targets, questions, weights)
+    return _mean_of_questions(each, logits, groups)
 
 
 def order(
-    logits: Float[Tensor, " K"], disordered: Float[Tensor, " K"], margins: Float[Tensor, " K"]
+    logits: Float[Tensor, " L"], true: Int[Tensor, " K"], disordered: Int[Tensor, " K"], margins: Float[Tensor, " K"]
 ) -> Float[Tensor, ""]:
-    """Mean of max(0, margin − (logit − disordered)) over K paths and their own latents in another order, in float32.
+    """Mean of max(0, margin − (l_true − l_disordered)) over K paths and their own latents in another order, in float32.
 
     The order-corruption preference published in clutch-61/latenttts-experiment-pack: a chain is no bag of latents.
     """
-    return (margins - (logits.float() - disordered.float())).relu().mean()
+    lacking = (margins - (logits[true].float() - logits[disordered].float())).relu()
+    return lacking.mean() if len(lacking) else lacking.sum()
 
 
 def _mean_of_questions(
-    loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor, questions: Tensor, weights: Tensor | None
+    each: Callable[[Tensor, Tensor], Tensor], logits: Tensor, groups: Sequence[Group]
 ) -> Float[Tensor, ""]:
-    logits, targets = logits.float(), targets.float()
-    mixed = list(_mixed(targets, questions))
-    if not mixed:
+    logits = logits.float()
+    if not groups:
         return logits.sum() * 0  # still a function of the logits, for backward
-    each = torch.stack([loss(logits[own], targets[own]) for own in mixed])
-    if weights is None:
-        return each.mean()
-    weighs = torch.stack([weights[own].amin() for own in mixed])
-    return (weighs * each).sum() / weighs.sum()
+    losses = torch.cat([each(logits[group.rows], group.targets) for group in groups])
+    weights = torch.cat([group.weights for group in groups])
+    return (weights * losses).sum() / weights.sum()
 
 
-def _mixed(targets: Tensor, questions: Tensor) -> Iterator[Int[Tensor, " P"]]:
-    """The rows of each question whose targets are not all equal."""
-    for question in questions.unique():
-        own = (questions == question).nonzero()[:, 0]
-        if targets[own].amin() < targets[own].amax():
-            yield own
+def reliability(answers: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
+    """M / (M + 2): how much of the variance of a label k/M, from M answers, is that of the true chance p.
+
+    With p uniform on 0..1, Var(p) = 1/12, and drawing the answers adds E[p (1 − p)] / M = 1/(6M) to it, so that
+    Var(p) / Var(k/M) = (1/12) / (1/12 + 1/(6M)) = M / (M + 2).
+    """
+    return answers / (answers + 2)
 
 
 def shuffled(latents: Float[Tensor, "T D"], chance: Random) -> tuple[str, Float[Tensor, "T D"]]:
@@ -141,78 +165,78 @@ def shuffled(latents: Float[Tensor, "T D"], chance: Random) -> tuple[str, Float[
 # --- a step -----------------------------------------------------------------------------------------------------------
 
 
-class Labels(NamedTuple):
-    """What N predictions are held against: K paths, or every latent of K paths."""
+class Term(NamedTuple):
+    """One loss over a pack, ready but for the logits."""
 
-    targets: Float[Tensor, " N"]
-    chances: Float[Tensor, " N"]
-    """k/M where the counts are known, else the target."""
-    answers: Float[Tensor, " N"]
-    """M where the counts are known, else 1."""
-    questions: Int[Tensor, " N"]
-    """Whose paths are compared; where every latent is supervised, at the same depth."""
-    weights: Float[Tensor, " N"] | None
-    """1 / latents of the path, so that every path weighs the same; None: all alike."""
+    loss: Callable[..., Float[Tensor, ""]]
+    against: tuple[Any, ...]
+    """Its other arguments."""
+    units: float
+    """What it is the mean over."""
 
-    def to(self, device: torch.device) -> Labels:
-        """The same labels on another device."""
-        moved = {name: column.to(device) for name, column in self._asdict().items() if column is not None}
-        return Labels(**{"weights": None, **moved})
 
-    def loss(self, name: str, logits: Float[Tensor, " N"]) -> Float[Tensor, ""]:
-        """One of mse, bce, listwise, pairwise."""
-        if name == "mse":
-            return mse(logits, self.targets, self.weights)
-        if name == "bce":
-            return bce(logits, self.chances, self._answers())
-        within = listwise if name == "listwise" else pairwise
-        return within(logits, self.targets, self.questions, self.weights)
+class Held(NamedTuple):
+    """What a pack's predictions are held against."""
 
-    def units(self, name: str) -> float:
-        """What the mean of that loss is over."""
-        if name == "bce":
-            return self._answers().sum().item()
-        each = torch.ones(len(self.targets), device=self.targets.device) if self.weights is None else self.weights
-        if name == "mse":
-            return each.sum().item()
-        return sum(each[own].amin().item() for own in _mixed(self.targets, self.questions))
+    places: Int[Tensor, " N"]
+    """Which of the pack's logits, flattened, have labels."""
+    terms: dict[str, Term]
+    """``order`` takes all the logits, every other loss those that have labels."""
 
-    def _answers(self) -> Float[Tensor, " N"]:
-        return self.answers if self.weights is None else self.answers * self.weights
+    def to(self, device: torch.device | str) -> Held:
+        """The same on another device, without waiting for it."""
+        return Held(_moved(self.places, device), {name: _moved(term, device) for name, term in self.terms.items()})
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    """A tensor, or a tuple with all that is in it, on another device."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if not isinstance(value, tuple):
+        return value
+    moved = [_moved(item, device) for item in value]
+    return type(value)(*moved) if hasattr(value, "_fields") else tuple(moved)
 
 
 class StepLoss:
-    """The loss of an optimizer step's lessons, pack by pack.
+    """The loss of an optimizer step's lessons, pack by pack: ``prepare`` on the CPU, ``share`` where the logits are.
 
     ``chance(question id, path)`` draws the disorder of that path's latents; only the loss ``order`` asks for it. It
     does so for every path that is likelier right than wrong (target above 1/2), which costs one more path to compute.
     """
 
     def __init__(self, lessons: Sequence[Lesson], options: TrainOptions, chance: Callable[[str, int], Random]) -> None:
-        self.terms, self.by_latent = options.loss_terms(), options.supervise == "steps"
+        self.terms: dict[str, float] = options.loss_terms()
+        """What each loss weighs."""
+        self.by_latent, self.weigh_labels = options.supervise == "steps", options.weigh_labels
         self.trees, self.wanted = [item.tree for item in lessons], [list(item.targets) for item in lessons]
         self.row_of = {row: k for k, row in enumerate((i, p) for i, paths in enumerate(self.wanted) for p in paths)}
         self.num_paths = len(self.row_of)
         """K, the labelled paths."""
-        targets = [lessons[i].targets[path] for i, path in self.row_of]
-        counts = [lessons[i].counts.get(path) for i, path in self.row_of]
-        chances = [c[0] / c[1] if c else t for c, t in zip(counts, targets, strict=True)]
-        self.labels = Labels(
-            torch.tensor(targets),
-            torch.tensor(chances),
-            torch.tensor([float(c[1]) if c else 1.0 for c in counts]),
-            torch.tensor([i for i, _ in self.row_of]),
-            None,
+        rows, longest = [(lessons[i], path) for i, path in self.row_of], options.max_seq_length
+        self.questions = torch.tensor([i for i, _ in self.row_of])
+        self.targets = torch.tensor([item.targets[path] for item, path in rows])
+        self.chances = torch.tensor([_chance(item, path) for item, path in rows])
+        """k/M where the counts are known, else the target."""
+        self.answers = torch.tensor(
+            [float(item.counts[path][1]) if path in item.counts else 1.0 for item, path in rows]
         )
+        """M where the counts are known, else 1."""
+        sound = [_soundness(item, path)[-longest:] for item, path in rows]
+        self.sound = pad_sequence(sound, batch_first=True)
+        """[K, longest chain]: whether all is right up to that latent."""
         self.margins: dict[tuple[int, int], float] = {}
         """By (lesson, path) of each disordered chain."""
         if "order" in self.terms:
             for i, item in enumerate(lessons):
-                self._disorder(i, item, options.max_seq_length, chance)
-        labelled = [(lessons[i].tree, path) for i, item in enumerate(lessons) for path in item.targets]
-        lengths = [sum(len(tree.paths[p].latents) for p in tree.chain(path)) for tree, path in labelled]
-        whole = self._labels(torch.arange(self.num_paths), torch.tensor(lengths).clamp(max=options.max_seq_length))
-        self.units = {name: len(self.margins) if name == "order" else whole.units(name) for name in self.terms}
+                self._disorder(i, item, longest, chance)
+        lengths = torch.tensor([len(own) for own in sound])
+        path, depth = self._supervised(lengths)
+        whole = self._terms(path, depth, lengths[path])
+        self.units = {name: whole[name].units if name in whole else float(len(self.margins)) for name in self.terms}
+        """What each loss of the whole step is the mean over; 0 where nothing teaches it."""
+        self.sums: Tensor = torch.zeros(len(self.terms), dtype=torch.float64)
+        """[losses], in the order of ``terms``: each one's sum over its units in the packs whose share was taken."""
 
     @property
     def compares(self) -> bool:
@@ -235,45 +259,87 @@ class StepLoss:
         """Which of the K labelled paths each of the batch's chains is; a disordered one is the path it was made of."""
         return torch.tensor([self.row_of[row] for row in batch.paths])
 
-    def share(self, logits: Tensor, batch: PackedBatch) -> Float[Tensor, ""]:
-        """What a pack adds to the step's loss. ``logits`` [B] are of its chains, or [B, C] of every prefix of each."""
-        rows, lengths = self.rows(batch), batch.lengths.cpu()
+    def prepare(self, batch: PackedBatch) -> Held:
+        """What a batch, which is still on the CPU, is held against."""
         true = torch.tensor([k for k, row in enumerate(batch.paths) if row not in self.margins])
-        labels = self._labels(rows[true], lengths[true])
-        here = labels.to(logits.device)
-        own = logits[true.to(logits.device)]
-        if self.by_latent:
-            own = own[_within(lengths[true]).to(logits.device)]
-        shares = []
+        path, depth = self._supervised(batch.lengths[true])
+        chains = true[path]
+        terms = self._terms(self.rows(batch)[chains], depth, batch.lengths[chains])
+        if "order" in self.terms:
+            terms["order"] = self._order(batch)
+        return Held(self._places(batch, chains, depth), terms)
+
+    def share(self, logits: Logits, held: Held) -> Float[Tensor, ""]:
+        """What a pack adds to the step's loss, for backward; its losses are added to ``sums``.
+
+        The logits [B] are those of its chains or, with ``by_latent``, [B, C] of every prefix of each.
+        """
+        said = {"order": logits.value.flatten()}
+        labelled = said["order"][held.places]
+        if "correctness" in self.terms:
+            assert logits.correctness is not None, "correctness is learned by a second head"
+            said["correctness"] = logits.correctness.flatten()[held.places]
+        shares: list[Tensor] = []
+        sums: list[Tensor] = []
         for name, weight in self.terms.items():
-            if name == "order":
-                loss, units = self._order(logits, lengths, rows, batch)
-            else:
-                loss, units = here.loss(name, own), labels.units(name)
-            shares.append(weight * (loss * (units / self.units[name] if units else 0.0)))
+            term = held.terms[name]
+            loss = term.loss(said.get(name, labelled), *term.against)
+            shares.append(weight * (loss * (term.units / self.units[name] if term.units else 0.0)))
+            sums.append(loss.detach().double() * term.units)
+        self.sums = self.sums.to(logits.value.device, non_blocking=True) + torch.stack(sums)
         return torch.stack(shares).sum()
 
-    def _labels(self, rows: Int[Tensor, " K"], lengths: Int[Tensor, " K"]) -> Labels:
-        """Of these paths, or of each of their latents."""
-        targets, chances, answers, questions, _ = self.labels
+    def _supervised(self, lengths: Int[Tensor, " K"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+        """The N predictions that are asked for: of which chain, and after which of its latents, the last or each."""
         if not self.by_latent:
-            return Labels(targets[rows], chances[rows], answers[rows], questions[rows], None)
-        path, depth = _within(lengths).nonzero(as_tuple=True)
-        at, longest = rows[path], int(lengths.max())
-        return Labels(targets[at], chances[at], answers[at], questions[at] * longest + depth, 1 / lengths[path])
+            return torch.arange(len(lengths)), lengths - 1
+        chains, depth = (torch.arange(int(lengths.max())) < lengths[:, None]).nonzero(as_tuple=True)
+        return chains, depth
 
-    def _order(self, logits: Tensor, lengths: Tensor, rows: Tensor, batch: PackedBatch) -> tuple[Tensor, int]:
-        ends = logits[torch.arange(len(lengths)), lengths - 1] if self.by_latent else logits
-        place = {int(rows[k]): k for k, row in enumerate(batch.paths) if row not in self.margins}
-        pairs = [
-            (place[int(rows[k])], k, self.margins[row]) for k, row in enumerate(batch.paths) if row in self.margins
-        ]
-        if not pairs:
-            return ends.sum() * 0, 0
-        right, wrong, margins = (list(column) for column in zip(*pairs, strict=True))
-        return order(ends[right], ends[wrong], torch.tensor(margins, device=ends.device)), len(pairs)
+    def _places(self, batch: PackedBatch, chains: Int[Tensor, " N"], depth: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """Which of the batch's logits, flattened, are those of these chains after that latent."""
+        return chains * batch.chains.shape[1] + depth if self.by_latent else chains
+
+    def _terms(self, rows: Int[Tensor, " N"], depth: Int[Tensor, " N"], lengths: Int[Tensor, " N"]) -> dict[str, Term]:
+        """Every loss but ``order``, for N predictions of these of the K paths."""
+        targets, answers, questions = self.targets[rows], self.answers[rows], self.questions[rows]
+        even = torch.ones_like(targets)
+        if self.by_latent:  # every path weighs the same; paths are compared at the same depth
+            even, questions = 1 / lengths, questions * self.sound.shape[1] + depth
+        weights, counted = even * reliability(answers) if self.weigh_labels else even, even * answers
+        terms = {
+            "mse": Term(mse, (targets, weights), weights.sum().item()),
+            "bce": Term(bce, (self.chances[rows], counted), counted.sum().item()),
+            "correctness": Term(bce, (self.sound[rows, depth], even), even.sum().item()),
+        }
+        if WITHIN & self.terms.keys():
+            groups = groups_of(targets, questions, weights)
+            units = sum(group.weights.sum().item() for group in groups)
+            terms |= {loss.__name__: Term(loss, (groups,), units) for loss in (listwise, pairwise)}
+        return {name: term for name, term in terms.items() if name in self.terms}
+
+    def _order(self, batch: PackedBatch) -> Term:
+        place = {self.row_of[row]: k for k, row in enumerate(batch.paths) if row not in self.margins}
+        found = [(place[self.row_of[row]], k) for k, row in enumerate(batch.paths) if row in self.margins]
+        pairs = torch.tensor(found, dtype=torch.long).reshape(-1, 2)
+        right, wrong = (self._places(batch, own, batch.lengths[own] - 1) for own in pairs.unbind(1))
+        margins = torch.tensor([self.margins[row] for row in batch.paths if row in self.margins])
+        return Term(order, (right, wrong, margins), float(len(found)))
 
 
-def _within(lengths: Int[Tensor, " K"]) -> Tensor:
-    """[K, longest]: whether a chain has that latent."""
-    return torch.arange(int(lengths.max())) < lengths[:, None]
+def _chance(lesson: Lesson, path: int) -> float | None:
+    """k/M where the counts are known, else the target, where there is one."""
+    if path in lesson.counts:
+        correct, answers = lesson.counts[path]
+        return correct / answers
+    return lesson.targets.get(path)
+
+
+def _soundness(lesson: Lesson, path: int) -> Float[Tensor, " T"]:
+    """Of each latent of a labelled path's chain: 1 where some path from there on ended right, else 0.
+
+    The hard estimation of Math-Shepherd (arXiv 2312.08935): so far, such a chain can only be right. A latent of an
+    ancestor is judged by all paths below that ancestor.
+    """
+    chain = [(p, max(_chance(lesson, p) or 0.0, _chance(lesson, path) or 0.0)) for p in lesson.tree.chain(path)]
+    return torch.cat([torch.full((len(lesson.tree.paths[p].latents),), float(chance > 0)) for p, chance in chain])

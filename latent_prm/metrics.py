@@ -195,8 +195,13 @@ class Bin:
     count: int
 
 
-def calibration(scores: Float[np.ndarray, " N"], correct: Bool[np.ndarray, " N"], bins: int = 10) -> list[Bin]:
-    """The non-empty ones of equally wide bins of the predicted probability, lowest first."""
+def calibration(
+    scores: Float[np.ndarray, " N"], correct: Bool[np.ndarray, " N"] | Float[np.ndarray, " N"], bins: int = 10
+) -> list[Bin]:
+    """The non-empty ones of equally wide bins of the predicted probability, lowest first.
+
+    ``correct`` says of every path whether it is right, or which share of its answers is.
+    """
     which = np.minimum((scores * bins).astype(int), bins - 1)
     groups = [which == number for number in range(bins)]
     return [Bin(float(scores[g].mean()), float(correct[g].mean()), int(g.sum())) for g in groups if g.any()]

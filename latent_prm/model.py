@@ -1,6 +1,7 @@
 """The latent process reward model: a language model that reads a chain of latents and says how likely it ends right.
 
-This room hides the backbone, the projection between widths, the pooling and the packing of what is scored together.
+This room hides the backbone, the projection between widths, the pooling, the heads and the packing of what is scored
+together.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import embedding_bag, linear
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from latent_prm import files
@@ -31,13 +33,26 @@ Pooling = Literal["mean", "last", "max"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
+class Logits(NamedTuple):
+    """What the heads say of the K wanted paths of a batch, or of every prefix of each; float32."""
+
+    value: Float[Tensor, "K ..."]
+    """Its sigmoid is the predicted score: the chance of ending right."""
+    correctness: Float[Tensor, "K ..."] | None
+    """Its sigmoid is the chance of being right so far: that a path can still end right. None without a second head."""
+
+
 class QwenLatentPRM(nn.Module):
     """Latents (and the question's text) → backbone → pooling over the chain's latents → one bias-free linear layer.
 
+    With ``second_head`` another such layer beside it says how likely the chain is right so far (BiRM, arXiv
+    2503.04618).
+
     ``model_path`` is a Hugging Face decoder (folder or hub name, Qwen3-0.6B as a rule, or ``"builtin"``); its
     parameters are float32. ``latent_dim`` is the reasoner's width D; where it differs from the backbone's H, a
-    projection stands in front. Width and pooling travel in the state dict, so that ``load_state_dict`` alone restores
-    them; ``max_seq_length`` and ``context`` travel in a checkpoint's config.json.
+    projection stands in front. Width, pooling and second head travel in the state dict, so that ``load_state_dict``
+    alone restores them; ``max_seq_length`` and ``context`` travel in a checkpoint's config.json. Whatever the
+    parameters are in, latents are projected, and heads computed, with float32 numbers.
     """
 
     pooling_code: Tensor
@@ -50,6 +65,7 @@ class QwenLatentPRM(nn.Module):
         pooling_strategy: str = "mean",
         dropout_prob: float = 0.1,
         *,
+        second_head: bool = False,
         backbone: Any = None,
         tokenizer: Any = None,
     ) -> None:
@@ -71,45 +87,56 @@ class QwenLatentPRM(nn.Module):
         """What it was trained to read before the latents: "question" or "none"."""
         self.hidden_size: int = backbone.config.get_text_config().hidden_size
         self.dropout = nn.Dropout(dropout_prob)
-        self.head = nn.Linear(self.hidden_size, 1, bias=False)
-        nn.init.normal_(self.head.weight, std=0.02)
-        self.projection: nn.Linear | None = None
+        self.head = self._new_head()
+        self.pooling: str = pooling_strategy
+        """How a chain's latents become one state."""
+        self.latent_dim: int = self.hidden_size
+        """D, the width of the latents it reads."""
+        # What the two travel as; to look there while computing would make a GPU wait.
         self.register_buffer("pooling_code", torch.tensor(POOLINGS.index(pooling_strategy)))
         self.register_buffer("latent_width", torch.tensor(self.hidden_size))
+        self.projection: nn.Linear | None = None
         self._set_width(latent_dim or self.hidden_size)
+        self.correctness_head: nn.Linear | None = None
+        self._set_second_head(second_head)
         self.backbone.get_input_embeddings().requires_grad_(False)  # it only serves the question's text
         self.shares = self._packs_exactly()
 
     # --- what it is ---
 
     @property
-    def pooling(self) -> str:
-        """How a chain's latents become one state."""
-        return POOLINGS[int(self.pooling_code)]
-
-    @property
-    def latent_dim(self) -> int:
-        """D, the width of the latents it reads."""
-        return int(self.latent_width)
-
-    @property
     def device(self) -> torch.device:
         """Where its parameters are."""
         return self.head.weight.device
 
+    def _new_head(self) -> nn.Linear:
+        head = nn.Linear(self.hidden_size, 1, bias=False)
+        nn.init.normal_(head.weight, std=0.02)
+        return head
+
     def _set_width(self, latent_dim: int) -> None:
+        self.latent_dim = latent_dim
         self.latent_width.fill_(latent_dim)
         if latent_dim == self.hidden_size:
             self.projection = None
         elif self.projection is None or self.projection.in_features != latent_dim:
-            self.projection = nn.Linear(latent_dim, self.hidden_size, bias=False).to(self.head.weight.device)
+            self.projection = nn.Linear(latent_dim, self.hidden_size, bias=False).to(self.head.weight)
             nn.init.normal_(self.projection.weight, std=latent_dim**-0.5)  # keeps the root mean square
 
+    def _set_second_head(self, wanted: bool) -> None:
+        if not wanted:
+            self.correctness_head = None
+        elif self.correctness_head is None:
+            self.correctness_head = self._new_head().to(self.head.weight)
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As in torch; a projection and the pooling come with the weights."""
-        if "latent_width" in state_dict:
+        """As in torch; pooling, projection and second head come with the weights, or go where these have none."""
+        if "latent_width" in state_dict:  # else it is a part of one, which says nothing of what it has not
             self._set_width(int(state_dict["latent_width"]))
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+            self._set_second_head("correctness_head.weight" in state_dict)
+        found = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        self.pooling = POOLINGS[int(self.pooling_code)]
+        return found
 
     @classmethod
     def from_pretrained(cls, checkpoint: str | Path, *, device: str | torch.device = "cpu") -> QwenLatentPRM:
@@ -161,40 +188,44 @@ class QwenLatentPRM(nn.Module):
 
     # --- scoring ---
 
-    def hidden_states(self, batch: PackedBatch) -> Float[Tensor, "K C H"]:
-        """The backbone's states at the latents of every wanted chain, root to tip; arbitrary beyond a chain's end."""
+    def column_states(self, batch: PackedBatch) -> Float[Tensor, "columns H"]:
+        """The backbone's state at every column of the batch's R rows of S."""
         embedded = self.backbone.get_input_embeddings()(batch.token_ids)
-        latents = batch.latents if self.projection is None else self.projection(batch.latents)
+        latents = batch.latents
+        if self.projection is not None:
+            latents = linear(latents, self.projection.weight.float())
         embedded = embedded.masked_scatter(batch.is_latent[..., None], latents.to(embedded.dtype))
         if self.shares:
             layout = {"attention_mask": batch.mask, "position_ids": batch.positions.clamp_min(0)}
         else:  # one path to a row needs nothing but the usual mask, which any backbone understands
             layout = {"attention_mask": (batch.positions >= 0).long()}
-        states = self.backbone(inputs_embeds=embedded, use_cache=False, **layout).last_hidden_state
-        return states.flatten(0, 1)[batch.chains]
+        return self.backbone(inputs_embeds=embedded, use_cache=False, **layout).last_hidden_state.flatten(0, 1)
 
-    def step_logits(self, batch: PackedBatch) -> Float[Tensor, "K C"]:
-        """The logit of every prefix of every wanted chain: the same pooling, cut short after each latent."""
-        states = self.hidden_states(batch).float()
-        if self.pooling == "mean":
-            states = states.cumsum(1) / torch.arange(1, states.shape[1] + 1, device=states.device)[:, None]
-        elif self.pooling == "max":
-            states = states.cummax(1).values
+    def forward(self, batch: PackedBatch, by_latent: bool = False) -> Logits:
+        """The logits [K] of the wanted paths; with ``by_latent``, [K, C] of every prefix of each: the same pooling, cut
+        short after each latent, and arbitrary beyond a chain's end. Both heads see the same dropout.
+        """
+        states = self.column_states(batch).float()
+        pooled = self._pool_prefixes(states, batch) if by_latent else self._pool(states, batch)
         with torch.autocast(states.device.type, enabled=False):  # logits and losses are float32
-            return self.head(self.dropout(states))[..., 0]
+            pooled = self.dropout(pooled)
+            value, second = linear(pooled, self.head.weight.float())[..., 0], self.correctness_head
+            return Logits(value, None if second is None else linear(pooled, second.weight.float())[..., 0])
 
-    def forward(self, batch: PackedBatch) -> Float[Tensor, " K"]:
-        """The logit of every wanted path; its sigmoid is the predicted score."""
-        states = self.hidden_states(batch).float()
-        within = torch.arange(states.shape[1], device=states.device) < batch.lengths[:, None]
+    def _pool(self, states: Float[Tensor, "columns H"], batch: PackedBatch) -> Float[Tensor, "K H"]:
+        if self.pooling == "last":
+            return states[batch.chains.gather(1, batch.lengths[:, None] - 1)[:, 0]]
+        within = torch.arange(batch.chains.shape[1], device=states.device) < batch.lengths[:, None]
+        if self.pooling == "mean":  # without a copy of each chain: paths may share most of theirs
+            summed = embedding_bag(batch.chains, states, mode="sum", per_sample_weights=within.to(states.dtype))
+            return summed / batch.lengths[:, None]
+        return states[batch.chains].masked_fill(~within[..., None], -torch.inf).amax(1)
+
+    def _pool_prefixes(self, states: Float[Tensor, "columns H"], batch: PackedBatch) -> Float[Tensor, "K C H"]:
+        chains = states[batch.chains]
         if self.pooling == "mean":
-            pooled = (states * within[..., None]).sum(1) / batch.lengths[:, None]
-        elif self.pooling == "max":
-            pooled = states.masked_fill(~within[..., None], -torch.inf).amax(1)
-        else:
-            pooled = states[torch.arange(len(states), device=states.device), batch.lengths - 1]
-        with torch.autocast(states.device.type, enabled=False):
-            return self.head(self.dropout(pooled))[:, 0]
+            return chains.cumsum(1) / torch.arange(1, chains.shape[1] + 1, device=states.device)[:, None]
+        return chains.cummax(1).values if self.pooling == "max" else chains
 
     def read_questions(self, questions: Sequence[str]) -> list[list[int]]:
         """Token ids of what stands before the latents."""
@@ -209,12 +240,16 @@ class QwenLatentPRM(nn.Module):
         context: bool | None = None,
         pack_tokens: int = 16384,
         max_seq_length: int | None = None,
+        head: str = "value",
     ) -> list[Float[Tensor, " P"]]:
         """The predicted score, 0..1, of every path of every tree (those without a label too), float32 on the CPU.
 
         ``context`` (whether it reads the questions) and ``max_seq_length`` are, where left out, those of its training.
-        Raises ValueError when a path has no latent, or latents of another width than this model reads.
+        ``head="correctness"`` asks the second head: how likely a path is right so far.
+        Raises ValueError when a path has no latent, or latents of another width than this model reads, and when there
+        is no such head.
         """
+        self._check_head(head)
         for tree in trees:
             for i, path in enumerate(tree.paths):
                 self._check_path(path, f"question {tree.question_id}, path {i}")
@@ -224,9 +259,19 @@ class QwenLatentPRM(nn.Module):
         scores = [torch.empty(len(tree.paths)) for tree in trees]
         with self._evaluating():
             for batch in pack(trees, contexts, max_seq_length=longest, pack_tokens=pack_tokens, shared=self.shares):
-                for (tree, path), score in zip(batch.paths, self(batch.to(self.device)).sigmoid().cpu(), strict=True):
+                logits = getattr(self(batch.to(self.device)), head)
+                for (tree, path), score in zip(batch.paths, logits.sigmoid().cpu(), strict=True):
                     scores[tree][path] = score
         return scores
+
+    def _check_head(self, head: str) -> None:
+        if head not in Logits._fields:
+            raise ValueError(f"head is {head!r}: type one of {', '.join(Logits._fields)}.")
+        if head == "correctness" and self.correctness_head is None:
+            raise ValueError(
+                "This PRM has no correctness head, for none was trained. "
+                "Train one with --correctness_weight 0.5, say, or ask for head='value'."
+            )
 
     def _check_path(self, path: LatentPath, where: str) -> None:
         length, width = path.latents.shape
@@ -253,24 +298,30 @@ class QwenLatentPRM(nn.Module):
         latent_sequence: Float[Tensor, "B T D"],
         attention_mask: Tensor | None = None,
         questions: Sequence[str] | None = None,
+        head: str = "value",
     ) -> Float[Tensor, " B"]:
         """The predicted score, 0..1, of each chain of latents.
 
         ``attention_mask`` [B, T] (bool, int or float) says which latents are real; all of them are read.
-        Raises ValueError for shapes that do not fit, and for a row without a single real latent.
+        ``head`` as in :meth:`score_trees`.
+        Raises ValueError for shapes that do not fit, for a row without a single real latent, and for a missing head.
         """
-        return self._predict(latent_sequence, attention_mask, questions, steps=False)
+        return self._predict(latent_sequence, attention_mask, questions, head, steps=False)
 
     def predict_step_scores(
         self,
         latent_sequence: Float[Tensor, "B T D"],
         attention_mask: Tensor | None = None,
         questions: Sequence[str] | None = None,
+        head: str = "value",
     ) -> Float[Tensor, "B T"]:
         """The predicted score after each latent of each chain, in the latents' places; 0 where the mask has none."""
-        return self._predict(latent_sequence, attention_mask, questions, steps=True)
+        return self._predict(latent_sequence, attention_mask, questions, head, steps=True)
 
-    def _predict(self, latents: Tensor, mask: Tensor | None, questions: Sequence[str] | None, *, steps: bool) -> Tensor:
+    def _predict(
+        self, latents: Tensor, mask: Tensor | None, questions: Sequence[str] | None, head: str, *, steps: bool
+    ) -> Tensor:
+        self._check_head(head)
         real = self._check(latents, mask, questions)
         rows = [row[keep] for row, keep in zip(latents.float(), real, strict=True)]
         trees = [_tree([row], [None]) for row in rows]
@@ -279,7 +330,7 @@ class QwenLatentPRM(nn.Module):
         out = torch.zeros(len(latents), device=self.device)
         with self._evaluating():
             for batch in pack(trees, contexts, max_seq_length=latents.shape[1], shared=self.shares):
-                logits = (self.step_logits if steps else self)(batch.to(self.device))
+                logits = getattr(self(batch.to(self.device), steps), head)
                 for k, (row, _) in enumerate(batch.paths):
                     if steps:
                         scores[row, order[real[row]]] = logits[k, : int(batch.lengths[k])].sigmoid()
@@ -320,8 +371,8 @@ class QwenLatentPRM(nn.Module):
         with self._evaluating():
             for self.shares in (False, True):
                 try:
-                    found = [self.hidden_states(b) for b in pack([tree], [[0, 1]], wanted=[[1, 2]], shared=self.shares)]
-                    states.append(torch.cat(found))
+                    packs = pack([tree], [[0, 1]], wanted=[[1, 2]], shared=self.shares)
+                    states.append(torch.cat([self.column_states(batch)[batch.chains] for batch in packs]))
                 except Exception as error:  # whatever a backbone raises that does not know this kind of mask
                     if not self.shares:
                         raise ValueError(

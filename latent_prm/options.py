@@ -351,7 +351,10 @@ class TrainOptions:
         self.loss_terms()
 
     def loss_terms(self) -> dict[str, float]:
-        """``loss`` as the weight of each of its terms. Raises ValueError when it is no such sum."""
+        """The weight of each term of ``loss``, and of what the second head learns.
+
+        Raises ValueError when it is no such sum.
+        """
         terms: dict[str, float] = {}
         for term in self.loss.replace(" ", "").split("+"):
             weight, name = term.split("*", 1) if "*" in term else ("1", term)
@@ -364,7 +367,7 @@ class TrainOptions:
             if name in terms:
                 raise ValueError(f"--loss is {self.loss!r}, which names {name} twice. Type it once, as 2*{name}.")
             terms[name] = float(weight)
-        return terms
+        return terms | ({"correctness": self.correctness_weight} if self.correctness_weight else {})
 
 
 @dataclass(frozen=True, kw_only=True)

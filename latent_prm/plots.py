@@ -6,10 +6,10 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; every li
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -47,32 +47,104 @@ _NOISE_LINES: dict[NoiseLine, tuple[str, str, str, str]] = {  # label, colour, d
 }
 ABREAST = 3
 """Panels side by side."""
+MOST_EPOCHS = 20
+"""Where there are more, their ends are not drawn."""
 
 
 class NoMatplotlib(ImportError):
     """matplotlib is not installed; the message says how to install it."""
 
 
-def loss_curve(stats: Sequence[dict], path: Path) -> None:
-    """Write the loss against the step. An entry has "step" and "loss", "val_loss" or both; others are passed over."""
-    trained = [(entry["step"], entry["loss"]) for entry in stats if entry.get("loss") is not None]
-    validated = [(entry["step"], entry["val_loss"]) for entry in stats if entry.get("val_loss") is not None]
+def loss_curve(stats: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write how training went, against the step: the loss, and below it, where known, learning rate, gradient
+    norm and AUROC.
 
-    def draw(axes: Axes) -> None:
-        if trained:
-            steps, losses = map(np.array, zip(*trained, strict=True))
-            width = max(1, len(losses) // 8)
-            axes.plot(steps, losses, color=BLUE, alpha=0.3 if width > 1 else 1.0, label="training")
-            if width > 1:
-                smooth = np.convolve(losses, np.ones(width) / width, "valid")
-                axes.plot(steps[width - 1 :], smooth, color=BLUE, label=f"training, mean of {width} entries")
-        if validated:
-            axes.plot(*zip(*validated, strict=True), color=RED, marker="o", markersize=4, label="validation")
-        axes.set(xlabel="optimizer step", ylabel="loss", title="Loss while training")
-        if trained or validated:
-            axes.legend(frameon=False)
+    ``stats`` are the lines of metrics.jsonl. An entry has "step" and any of "loss", "val_loss", "train_loss" (of an
+    epoch, which it ends), "lr", "grad_norm", "val_auroc"; others are passed over.
+    """
+    found = {name: _series(stats, name) for name in ("loss", "train_loss", "val_loss", "lr", "grad_norm", "val_auroc")}
+    ends, logged = found["train_loss"][0], {step for steps, _ in found.values() for step in steps}
+    panels: list[tuple[float, Callable[[Axes], None]]] = [(3.4, partial(_losses, found))]
+    for name, shown in (("lr", _rate), ("grad_norm", _norm), ("val_auroc", _areas)):
+        steps, values = found[name]
+        if len(steps) > (name != "val_auroc"):  # a single rate or norm shows nothing
+            panels.append((1.1, partial(shown, steps, values)))
 
-    _write([draw], path)
+    def draw(number: int, axes: Axes) -> None:
+        panels[number][1](axes)
+        for end in ends[:-1] if len(ends) <= MOST_EPOCHS else ():
+            axes.axvline(end, color=GREY, linewidth=0.9, linestyle=(0, (5, 3)), zorder=0.9)
+        axes.margins(x=0.02)
+        if len(logged) > 1:
+            axes.locator_params(axis="x", integer=True)
+        else:
+            axes.set_xticks(sorted(logged))
+        if number == len(panels) - 1:
+            axes.set_xlabel("optimizer step" + (" (dashed: an epoch ends)" if 1 < len(ends) <= MOST_EPOCHS else ""))
+
+    _write([partial(draw, number) for number in range(len(panels))], path, [height for height, _ in panels])
+
+
+def _series(stats: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the entries that have it."""
+    pairs = [(entry["step"], entry[name]) for entry in stats if entry.get(name) is not None]
+    steps, values = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.array(steps, dtype=float), np.array(values, dtype=float)
+
+
+def _trail(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
+    """Every value as a dot, and the mean over a fifteenth of them as a line; few of them: joined dots."""
+    width = len(values) // 15 | 1  # odd: as many before as after
+    if width == 1:
+        axes.plot(steps, values, color=colour, marker="o", markersize=4, label=label)
+        return
+    axes.plot(steps, values, color=colour, marker=".", markersize=3, linestyle="", alpha=0.3)
+    window = np.ones(width)  # at both ends there are fewer to take the mean of
+    smooth = np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
+    axes.plot(steps, smooth, color=colour, linewidth=1.8, label=f"{label}, mean of {width} log lines")
+
+
+def _losses(found: Mapping[str, tuple[np.ndarray, np.ndarray]], axes: Axes) -> None:
+    axes.set(ylabel="loss", title="Loss while training")
+    steps, losses = found["loss"]
+    if len(steps):
+        _trail(axes, steps, losses, BLUE, "training")
+    elif len(found["train_loss"][0]):  # a run shorter than --logging_steps
+        _trail(axes, *found["train_loss"], BLUE, "training, mean of an epoch")
+    steps, losses = found["val_loss"]
+    if len(steps):
+        axes.plot(steps, losses, color=RED, marker="s", markersize=4, label="validation, squared error")
+        best = int(losses.argmin())
+        lowest = f"lowest: {losses[best]:.4f} in step {steps[best]:.0f}"
+        axes.plot(*[[one[best]] for one in (steps, losses)], color=BLACK, marker="o", markersize=10, fillstyle="none",
+                  linestyle="", label=lowest)  # fmt: skip
+    if axes.has_data():
+        axes.legend(frameon=False)
+    else:
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "nothing was logged", transform=axes.transAxes, ha="center", color=GREY)
+
+
+def _rate(steps: np.ndarray, values: np.ndarray, axes: Axes) -> None:
+    axes.plot(steps, values, color=GREEN)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    axes.set_ylabel("learning\nrate")
+    axes.set_ylim(bottom=0)
+
+
+def _norm(steps: np.ndarray, values: np.ndarray, axes: Axes) -> None:
+    _trail(axes, steps, values, ORANGE, "gradient norm")
+    if values.min() > 0 and values.max() > 30 * values.min():
+        axes.set_yscale("log")
+    axes.set_ylabel("gradient\nnorm")
+
+
+def _areas(steps: np.ndarray, values: np.ndarray, axes: Axes) -> None:
+    axes.axhline(0.5, color=GREY, linestyle=":")
+    axes.annotate("chance", (1, 0.5), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
+                  ha="right", color=GREY, fontsize="small")  # fmt: skip
+    axes.plot(steps, values, color=RED, marker="s", markersize=4)
+    axes.set_ylabel("AUROC within\nquestions")
 
 
 def accuracy_curve(comparison: Comparison, path: Path, title: str = "Accuracy against the number of paths") -> None:
@@ -160,22 +232,28 @@ def noise_curve(noises: Sequence[float], panels: Sequence[NoisePanel], path: Pat
     _write([partial(draw, panel) for panel in panels], path)
 
 
-def _write(draws: Sequence[Callable[[Axes], None]], path: Path) -> None:
-    """Draw each into a panel of its own, row by row."""
+def _write(draws: Sequence[Callable[[Axes], None]], path: Path, heights: Sequence[float] = ()) -> None:
+    """Draw each into a panel of its own, row by row; with ``heights`` (inches) one below the other over one x axis."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise NoMatplotlib('Pictures need matplotlib. Type: pip install "latent-prm[plot]"') from error
-    columns = min(len(draws), ABREAST)
+    columns = 1 if heights else min(len(draws), ABREAST)
     rows = -(-len(draws) // columns)
-    figure = Figure(figsize=(max(7.5, 3.2 * columns), 4.5 if rows == 1 else 3.5 * rows), dpi=150, layout="constrained")
+    high = sum(heights) + 1.1 if heights else 4.5 if rows == 1 else 3.5 * rows
+    figure = Figure(figsize=(max(7.5, 3.2 * columns), high), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)  # never a window, whatever the user's settings say
-    for number, draw in enumerate(draws, 1):
-        axes = figure.add_subplot(rows, columns, number)
+    grid = figure.add_gridspec(rows, columns, height_ratios=heights or None)
+    for number, draw in enumerate(draws):
+        axes = figure.add_subplot(grid[number], sharex=figure.axes[0] if heights and number else None)
         axes.grid(color="#e5e5e5")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes)
+        if heights and number < len(draws) - 1:
+            axes.tick_params(labelbottom=False)
+    if heights:
+        figure.align_ylabels()
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, partial(figure.savefig, format="png"))

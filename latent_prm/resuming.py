@@ -24,9 +24,9 @@ from latent_prm.options import TrainOptions
 log = logging.getLogger(__name__)
 
 FREE = {"data_dir", "output_dir", "skip_bad_files", "resume", "device", "log_level", "logging_steps", "save_steps"}
-FREE |= {"save_total_limit", "save_optimizer"}
+FREE |= {"save_total_limit", "save_optimizer", "early_stopping_patience", "report_to", "plan"}
 """Options that change nothing of what is learned. That the data are the same is told by their digest."""
-ROUNDING = {"pack_tokens"}
+ROUNDING = {"pack_tokens", "gradient_checkpointing", "compile", "parallel", "deterministic"}
 """Options that change the last bits only, as another device or torch does: allowed, and said aloud."""
 FINISHED = "training_stats.json"
 """The last file of a run."""
@@ -166,8 +166,10 @@ def holds(checkpoint: Path, step: int) -> bool:
         return False
 
 
-def rotate(folder: Path, newest: Path, limit: int) -> None:
+def rotate(folder: Path, newest: Path, limit: int, spare: str | None = None) -> None:
     """Remove the oldest ``checkpoint-N`` so that ``limit`` of them up to ``newest`` remain; never any other folder.
+
+    The one named ``spare``, the best so far, stays and is not counted: a run that goes on may need it as best again.
 
     ``newest`` is verified first: when it is not whole, nothing is removed. Later ones, which a run that went on from an
     older one has not reached again, are left to it.
@@ -175,6 +177,7 @@ def rotate(folder: Path, newest: Path, limit: int) -> None:
     steps = {int(found[1]): path for path in folder.iterdir() if (found := _CHECKPOINT.fullmatch(path.name))}
     last = int(newest.name.removeprefix("checkpoint-"))
     ours = [steps[n] for n in sorted(steps) if n <= last and (steps[n] / "manifest.json").is_file()]
+    ours = [path for path in ours if path.name != spare]
     if len(ours) <= limit:
         return
     try:

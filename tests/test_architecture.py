@@ -29,8 +29,9 @@ LAYERS = [
     {"foreign"},
     {"shards", "packing", "metrics"},
     {"pretrained", "feedback", "growth", "memory", "thought", "reasoner", "model", "plots"}
-    | {"lessons", "losses", "optimizers", "tuning", "ranks", "sizing", "watching", "checkpoint"},
+    | {"lessons", "losses", "optimizers", "tuning", "ranks", "sizing", "watching", "checkpoint", "feeding"},
     {"selector", "cluster", "preview", "resuming"},
+    {"run"},
     {"collector", "trainer", "evaluator", "solver", "inspector", "tuner", "converter"},
     {"demo.card"},
     {"demo.recipe"},

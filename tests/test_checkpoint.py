@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -13,7 +14,7 @@ import torch
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from latent_prm.checkpoint import TrainingState, link_checkpoint, save_checkpoint
+from latent_prm.checkpoint import Keeper, Moment, TrainingState, link_checkpoint, save_checkpoint
 from latent_prm.model import QwenLatentPRM
 from latent_prm.tree import ReasoningTree
 
@@ -31,7 +32,8 @@ def model(tiny_lm: Path) -> QwenLatentPRM:
 def save(folder: Path, model: QwenLatentPRM) -> None:
     optimizer = AdamW(model.parameters(), lr=1e-3)
     scheduler = LambdaLR(optimizer, lambda step: 1.0)
-    save_checkpoint(folder, model, optimizer, scheduler, TrainingState(step=3, epoch=1, seed=42), QUESTIONS)
+    state = TrainingState(step=3, epoch=1, seed=42)
+    save_checkpoint(folder, Moment.of(model, optimizer, scheduler, state, QUESTIONS))
 
 
 def names(folder: Path) -> set[str]:
@@ -45,7 +47,7 @@ def test_a_checkpoint_holds_the_guides_five_files_the_tokenizer_and_the_question
     assert names(tmp_path / "best") - {"tokenizer.json", "tokenizer_config.json"} == FIVE | OURS
     assert names(tmp_path) == {"best"}  # nothing temporary is left
     state = json.loads((tmp_path / "best" / "training_state.json").read_text())
-    progress = {"step": 3, "epoch": 1, "epoch_steps": 0, "squares": 0.0, "paths": 0}
+    progress = {"step": 3, "epoch": 1, "epoch_steps": 0, "sums": {}, "units": {}, "stale": 0, "finished": False}
     assert state == progress | {"seed": 42, "epoch_losses": [], "val_losses": [], "best": None, "scaler": {}}
     assert json.loads((tmp_path / "best" / "questions.json").read_text()) == QUESTIONS
 
@@ -112,3 +114,40 @@ def test_where_there_are_no_hard_links_a_checkpoint_is_copied(
     for path in (tmp_path / "final").iterdir():
         copy = tmp_path / "best" / path.name
         assert copy.read_bytes() == path.read_bytes() and not copy.samefile(path)
+
+
+def test_what_is_written_later_is_what_was_true_when_it_was_kept(tmp_path: Path, model: QwenLatentPRM) -> None:
+    optimizer = AdamW(model.parameters(), lr=1e-3)
+    state = TrainingState(step=3, epoch=1, seed=42, epoch_losses=[0.5])
+    moment = Moment.of(model, optimizer, LambdaLR(optimizer, lambda step: 1.0), state, QUESTIONS)
+    before = model.head.weight.detach().clone()
+    with torch.no_grad():
+        model.head.weight += 1
+    state.epoch_losses.append(0.4)
+    save_checkpoint(tmp_path / "c", moment)
+    assert torch.equal(torch.load(tmp_path / "c" / "pytorch_model.bin", weights_only=True)["head.weight"], before)
+    assert json.loads((tmp_path / "c" / "training_state.json").read_text())["epoch_losses"] == [0.5]
+
+
+def test_the_keeper_does_one_job_at_a_time_in_order_and_says_what_failed() -> None:
+    keeper, begun, go, done = Keeper(), threading.Event(), threading.Event(), []
+
+    def slow() -> None:
+        begun.set()
+        go.wait(10)
+        done.append("slow")
+
+    def fail() -> None:
+        raise OSError(28, "No space left on device", "best")
+
+    keeper.keep(slow)
+    assert begun.wait(10) and not done  # it is written while we are here
+    threading.Timer(0.05, go.set).start()
+    keeper.keep(lambda: done.append("next"))  # waits for the first
+    assert done[0] == "slow"
+    keeper.wait()
+    assert done == ["slow", "next"]
+    keeper.keep(fail)
+    with pytest.raises(OSError, match="No space left"):
+        keeper.wait()
+    keeper.wait()  # it was said

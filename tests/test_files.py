@@ -101,6 +101,13 @@ def test_tensors_come_back(tmp_path: Path, mmap: bool):
     assert back["names"] == ["a"]
 
 
+def test_what_is_changed_in_a_mapped_tensor_never_reaches_the_file(tmp_path: Path):
+    digest = files.save_tensors({"x": torch.arange(5.0)}, tmp_path / "x.pt")
+    files.load_tensors(tmp_path / "x.pt", sha256=digest, mmap=True)["x"].mul_(2)
+    assert hashlib.sha256((tmp_path / "x.pt").read_bytes()).hexdigest() == digest
+    assert files.load_tensors(tmp_path / "x.pt", mmap=True)["x"].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_json_comes_back_and_has_no_nan(tmp_path: Path):
     path = tmp_path / "x.json"
     files.save_json({"é": [1, 0.5, None]}, path)

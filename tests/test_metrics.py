@@ -159,6 +159,12 @@ def test_brier_and_calibration_are_as_worked_by_hand():
     assert calibration_error(bins) == pytest.approx((2 * 0.375 + 2 * 0.025) / 4)
 
 
+def test_calibration_takes_shares_of_right_answers_too():
+    (low, high) = calibration(np.array([0.2, 0.25, 0.9]), np.array([0.0, 0.5, 0.75]))
+    assert (low.predicted, low.right, low.count) == (pytest.approx(0.225), 0.25, 2)
+    assert calibration_error([low, high]) == pytest.approx((2 * 0.025 + 0.15) / 3)
+
+
 def test_the_bootstrap_interval_of_a_coin_is_its_standard_error():
     coin = np.array([0.0, 1.0] * 200)
     interval = bootstrap_interval(coin, 4000, seed=1)

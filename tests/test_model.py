@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,15 @@ SHAPE: dict[str, Any] = {
 }
 
 
-def build(backbone: Path, pooling: str = "mean", latent_dim: int | None = None, seed: int = 0) -> QwenLatentPRM:
-    """A PRM whose head and projection are drawn from ``seed``, without dropout in effect."""
+def build(
+    backbone: Path, pooling: str = "mean", latent_dim: int | None = None, seed: int = 0, second_head: bool = False
+) -> QwenLatentPRM:
+    """A PRM whose heads and projection are drawn from ``seed``, without dropout in effect."""
     torch.manual_seed(seed)
-    model = QwenLatentPRM(model_path=backbone, latent_dim=latent_dim, pooling_strategy=pooling)
+    model = QwenLatentPRM(backbone, latent_dim, pooling, second_head=second_head)
     torch.nn.init.normal_(model.head.weight)  # wide, so that scores differ visibly
+    if model.correctness_head is not None:
+        torch.nn.init.normal_(model.correctness_head.weight)
     return model.eval()
 
 
@@ -61,7 +66,7 @@ def grow(make_tree: Trees, width: int, rounds: int = 1) -> list[ReasoningTree]:
     return trees
 
 
-def alone(model: QwenLatentPRM, latents: Tensor, question: str | None = None) -> Tensor:
+def alone(model: QwenLatentPRM, latents: Tensor, question: str | None = None, head: str = "head") -> Tensor:
     """The logit of one chain, written plainly: one sequence without padding, the backbone's own causal attention."""
     x = latents if model.projection is None else latents @ model.projection.weight.T
     if question is not None:
@@ -74,7 +79,7 @@ def alone(model: QwenLatentPRM, latents: Tensor, question: str | None = None) ->
         pooled = states[-1]
     else:
         pooled = states.max(0).values
-    return model.head.weight[0] @ pooled
+    return getattr(model, head).weight[0] @ pooled
 
 
 def all_alone(model: QwenLatentPRM, trees: Sequence[ReasoningTree], context: bool) -> list[Tensor]:
@@ -93,7 +98,7 @@ def all_packed(model: QwenLatentPRM, trees: Sequence[ReasoningTree], context: bo
     found = {
         where: logit
         for batch in pack(trees, contexts, pack_tokens=pack_tokens, shared=model.shares)
-        for where, logit in zip(batch.paths, model(batch), strict=True)
+        for where, logit in zip(batch.paths, model(batch).value, strict=True)
     }
     return [torch.stack([found[n, i] for i in range(len(tree.paths))]) for n, tree in enumerate(trees)]
 
@@ -248,6 +253,136 @@ def test_scores_of_latents_that_ask_for_it_have_a_gradient(tiny_lm: Path):
     latents = torch.randn(1, 4, 16, requires_grad=True)
     build(tiny_lm).predict_scores(latents).sum().backward()
     assert latents.grad is not None and latents.grad.abs().sum() > 0
+
+
+# --- the second head -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_the_second_head_reads_what_the_first_one_reads(make_tree: Trees, tiny_lm: Path, pooling: str):
+    model, trees = build(tiny_lm, pooling, second_head=True), grow(make_tree, 16)
+    for head, layer in (("value", "head"), ("correctness", "correctness_head")):
+        for tree, scores in zip(trees, model.score_trees(trees, head=head), strict=True):
+            for i, score in enumerate(scores):
+                close(score, alone(model, tree.chain_latents(i), tree.question, layer).sigmoid())
+    chain = torch.randn(5, 16)
+    with torch.no_grad():
+        steps = model.predict_step_scores(chain[None], head="correctness")[0]
+        for t in range(5):
+            close(steps[t], model.predict_scores(chain[None, : t + 1], head="correctness")[0])
+            close(steps[t], alone(model, chain[: t + 1], head="correctness_head").sigmoid())
+
+
+def test_a_second_head_changes_nothing_of_the_first(make_tree: Trees, tiny_backbone_24: Path):
+    found, trees = [], grow(make_tree, 16)
+    for second_head in (False, True):
+        torch.manual_seed(3)
+        model = QwenLatentPRM(tiny_backbone_24, 16, second_head=second_head)
+        found.append(model.score_trees(trees))
+        assert ("correctness_head.weight" in model.state_dict()) == second_head
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("by_latent", [True, False])
+def test_both_heads_see_the_same_dropout(make_tree: Trees, tiny_lm: Path, by_latent: bool):
+    model = build(tiny_lm, second_head=True).train()
+    model.dropout.p = 0.5
+    assert model.correctness_head is not None
+    model.correctness_head.load_state_dict(model.head.state_dict())
+    (batch,) = pack([make_tree()], [[]])
+    value, correctness = model(batch, by_latent)
+    assert correctness is not None and torch.equal(value, correctness)
+    assert not torch.equal(value, model(batch, by_latent).value)  # there is dropout
+
+
+def test_a_second_head_travels_in_the_state_dict(tmp_path: Path, tiny_lm: Path, make_tree: Trees):
+    trained, plain, trees = build(tiny_lm, second_head=True), build(tiny_lm, seed=1), grow(make_tree, 16)
+    expected = trained.score_trees(trees, head="correctness")
+    torch.save(trained.state_dict(), tmp_path / "pytorch_model.bin")
+    fresh = QwenLatentPRM(model_path=tiny_lm)
+    fresh.load_state_dict(torch.load(tmp_path / "pytorch_model.bin"))
+    for model in (fresh, QwenLatentPRM.from_pretrained(checkpoint(trained, tmp_path / "best"))):
+        for one, other in zip(model.score_trees(trees, head="correctness"), expected, strict=True):
+            assert torch.equal(one, other)
+    kept = trained.correctness_head
+    trained.load_state_dict(fresh.state_dict())
+    assert trained.correctness_head is kept  # whoever holds its parameters, as an optimizer does, holds them still
+    trained.load_state_dict({"head.weight": plain.head.weight}, strict=False)
+    assert trained.correctness_head is kept  # a part says nothing of the rest
+    trained.load_state_dict(plain.state_dict())
+    assert trained.correctness_head is None
+
+
+def test_a_head_that_is_not_there_is_a_plain_error(tiny_lm: Path, make_tree: Trees):
+    model, latents = build(tiny_lm), torch.zeros(1, 3, 16)
+    asked: list[Callable[[str], object]] = [
+        lambda head: model.score_trees([make_tree()], head=head),
+        lambda head: model.predict_scores(latents, head=head),
+        lambda head: model.predict_step_scores(latents, head=head),
+    ]
+    for ask in asked:
+        with pytest.raises(
+            ValueError, match=r"has no correctness head.* Train one with --correctness_weight 0\.5, say"
+        ):
+            ask("correctness")
+        with pytest.raises(ValueError, match="head is 'count': type one of value, correctness"):
+            ask("count")
+
+
+# --- parameters of other types, other devices ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_latent", [True, False])
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_half_precision_parameters_give_float32_logits(
+    make_tree: Trees, tiny_backbone_24: Path, pooling: str, autocast: bool, by_latent: bool
+):
+    model = build(tiny_backbone_24, pooling, latent_dim=16, second_head=True)
+    batch = next(pack([make_tree()], [[3, 4]]))
+    exact = model(batch, by_latent)
+    model.to(torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = model(batch, by_latent)
+    within = torch.arange(batch.chains.shape[1]) < batch.lengths[:, None] if by_latent else slice(None)
+    for one, other in zip(found, exact, strict=True):
+        assert one.dtype == torch.float32
+        apart = ((one - other)[within].abs().max() / other[within].std()).item()
+        assert 0 < apart < 0.3  # bfloat16 has 8 bits
+    torch.cat([each[within].flatten() for each in found]).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all()
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_heads_are_computed_in_float32_with_half_precision_weights(tiny_lm: Path, monkeypatch: pytest.MonkeyPatch):
+    model = build(tiny_lm, "last", second_head=True).to(torch.bfloat16)
+    states = torch.randn(1, 16)
+    monkeypatch.setattr(model, "column_states", lambda batch: states)  # nothing of the backbone's own rounding
+    (batch,) = pack([ReasoningTree(question_id="", question="", gold="", task="", paths=[one_latent()])], [[]])
+    for logit, name in zip(model(batch), ("head", "correctness_head"), strict=True):
+        expected = (states.double() @ model.get_parameter(f"{name}.weight").double().T)[0]
+        torch.testing.assert_close(logit.double(), expected, atol=1e-6, rtol=1e-6)
+
+
+def one_latent() -> LatentPath:
+    return LatentPath(latents=torch.zeros(1, 16), tip=None)
+
+
+@pytest.mark.parametrize("by_latent", [True, False])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_forward_pass_never_asks_its_device_for_a_number(
+    make_tree: Trees, tiny_backbone_24: Path, pooling: str, by_latent: bool, monkeypatch: pytest.MonkeyPatch
+):
+    # Whatever would wait for a GPU (a shape that depends on numbers, a number read) fails on a device without numbers.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which that device has not either
+    model = build(tiny_backbone_24, pooling, latent_dim=16, second_head=True).to("meta")
+    (batch,) = pack([make_tree()], [[3, 4]])
+    value, correctness = model(batch.to(torch.device("meta")), by_latent)
+    assert value.shape == (batch.chains.shape if by_latent else batch.lengths.shape)
+    assert correctness is not None and correctness.device.type == value.device.type == "meta"
 
 
 # --- other backbones -------------------------------------------------------------------------------------------------

@@ -156,8 +156,9 @@ def test_batch_mates_and_padding_never_change_a_tree(reasoner: Reasoner) -> None
     same(together[2], grow(reasoner, [LONG, SHORT])[0])
 
 
-def test_in_float64_no_batch_mate_is_felt_at_all_however_long_the_thought() -> None:
-    exact = Reasoner.from_pretrained("builtin", device="cpu", dtype="float64")
+def test_to_the_built_in_reasoner_no_batch_mate_is_felt_at_all_however_long_the_thought() -> None:
+    exact = Reasoner.from_pretrained("builtin", device="cpu")
+    assert exact.dtype == "float64"
     task = load_task("arithmetic,search")
     questions, growth = task.questions("test", 0, 6), exact.growth(num_paths=3, latent_steps=12)
     for question, tree in zip(questions, exact.grow(questions, task, growth), strict=True):

@@ -19,8 +19,11 @@ import pytest
 import torch
 
 from latent_prm import files, resuming, shards, trainer
+from latent_prm import run as run_room
 from latent_prm.checkpoint import load_state, verify_checkpoint
+from latent_prm.feeding import Work
 from latent_prm.options import TrainOptions
+from latent_prm.run import Run
 from latent_prm.tree import ReasoningTree
 
 ROOT = Path(__file__).parent.parent
@@ -46,8 +49,14 @@ def train(tmp_path: Path, tiny_lm: Path, data: Path) -> Train:
     """Trains (two epochs, float32 unless asked otherwise) into a folder of this name; returns it."""
 
     def run(name: str, **changes: Any) -> Path:
-        plain = {"num_epochs": 2, "mixed_precision": False, "device": "cpu", "model_path": str(tiny_lm)}
-        plain |= {"val_size": 0.2, "learning_rate": 1e-3, "log_level": "WARNING", "data_dir": str(data)}
+        plain = {"num_epochs": 2, "mixed_precision": False, "device": "cpu", "report_to": "none"}
+        plain |= {
+            "model_path": str(tiny_lm),
+            "val_size": 0.2,
+            "learning_rate": 1e-3,
+            "log_level": "WARNING",
+            "data_dir": str(data),
+        }
         return trainer.main(TrainOptions(**{**plain, "output_dir": str(tmp_path / name), **changes}))
 
     return run
@@ -56,11 +65,11 @@ def train(tmp_path: Path, tiny_lm: Path, data: Path) -> Train:
 @pytest.fixture
 def killed(train: Train, monkeypatch: pytest.MonkeyPatch) -> Train:
     """As ``train``, but cut off in the step after so many, or in the middle of the save of a folder of this name."""
-    step, fill = trainer.optimizer_step, trainer.save_checkpoint
+    step, fill = trainer.optimizer_step, run_room.save_checkpoint
 
     def run(name: str, steps: int = -1, save: str = "", **changes: Any) -> Path:
-        def one(run: trainer.Run, items: Sequence[Any]) -> float:
-            return end(run) if run.state.step == steps else step(run, items)
+        def one(run: Run, work: Work) -> trainer.Taught:
+            return end(run) if run.state.step == steps else step(run, work)
 
         def saving(folder: Path, *rest: Any) -> None:
             fill(folder, *rest)
@@ -70,13 +79,14 @@ def killed(train: Train, monkeypatch: pytest.MonkeyPatch) -> Train:
                 folder.rename(folder.with_name(".tmp-1-0123abcd"))
                 raise Killed
 
-        def end(run: trainer.Run) -> NoReturn:
+        def end(run: Run) -> NoReturn:
+            run.keeper.wait()  # what was begun is written: the saves that are cut off are below
             torch.manual_seed(random.getrandbits(30))  # the common generators are elsewhere in the next process too
             raise Killed
 
         with monkeypatch.context() as patch:
             patch.setattr(trainer, "optimizer_step", one)
-            patch.setattr(trainer, "save_checkpoint", saving)
+            patch.setattr(run_room, "save_checkpoint", saving)
             with pytest.raises(Killed):
                 train(name, **changes)
         return Path(changes.get("output_dir", name))
@@ -133,7 +143,7 @@ def test_a_run_cut_off_between_the_folders_of_an_epochs_end_gets_them_all(
 
     for _ in range(2):  # each time nothing but the first folder of an epoch's end was committed
         with monkeypatch.context() as patch:
-            patch.setattr(trainer, "link_checkpoint", never)
+            patch.setattr(run_room, "link_checkpoint", never)
             with pytest.raises(Killed):
                 train("cut", save_optimizer=False, resume="auto", save_steps=1000)
     cut = train("cut", save_optimizer=False, resume="auto", save_steps=1000)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from latent_prm import files, inspector, shards
+from latent_prm import columns, files, inspector, shards
 from latent_prm.__main__ import main
 from latent_prm.files import BadFile
 from latent_prm.options import InspectOptions
@@ -243,6 +243,10 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "an unknown column": (swap("extra", 1), "unknown columns extra"),
     "another format": (swap("format", "latent-prm/9"), "its format is 'latent-prm/9'"),
     "NaN latents": (spoil("latents", (4, 1), float("nan")), "question 'a', path 2: it has NaN or infinite latents"),
+    "latents of minus infinity": (
+        spoil("latents", (0, 3), -float("inf")),
+        "question 'a', path 0: it has NaN or infinite latents",
+    ),
     "an infinite tip": (spoil("tips", (4, 0), float("inf")), "question 'b', path 1: its tip is NaN or infinite"),
     "T = 0": (spoil("latent_offsets", 2, 1), "question 'a', path 1: it has T = 0 latents"),
     "falling offsets": (spoil("latent_offsets", 2, 0), "question 'a', path 1: it has T = -1 latents"),
@@ -308,6 +312,20 @@ def test_what_breaks_a_rule_is_refused_by_file_and_sample(tmp_path: Path, case: 
         shards.read_shard(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert why in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_element_that_is_not_finite_is_found_wherever_it_stands(value: float):
+    tree = make_tree("a", *["7"] * 30, D=37)  # paths of 1, 2, 3 … latents: 496 rows
+    largest = torch.finfo(torch.float32).max
+    tree.paths[0].latents = torch.tensor([[largest, -largest] * 18 + [0.0]])
+    data = columns.pack([tree])
+    columns.check("x.pt", data)
+    for row, column, path in ((0, 36, 0), (255, 0, 22), (256, 17, 22), (495, 31, 30)):
+        before, data["latents"][row, column] = float(data["latents"][row, column]), value
+        with pytest.raises(BadFile, match=f"path {path}: it has NaN or infinite latents"):
+            columns.check("x.pt", data)
+        data["latents"][row, column] = before
 
 
 def flip(content: bytes) -> bytes:

@@ -17,11 +17,13 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-from latent_prm import shards, trainer
+from latent_prm import feeding, optimizers, shards, trainer
 from latent_prm.grading import question_digest
 from latent_prm.lessons import Lesson, epoch_steps, split
-from latent_prm.model import QwenLatentPRM
+from latent_prm.losses import Held
+from latent_prm.model import Logits, QwenLatentPRM
 from latent_prm.options import TrainOptions
+from latent_prm.run import new_run_folder
 from latent_prm.tree import Answer, ReasoningTree
 from latent_prm.tree import Path as LatentPath
 
@@ -37,8 +39,8 @@ def train(tmp_path: Path, tiny_lm: Path) -> Train:
     def run(trees: Sequence[ReasoningTree], name: str = "run", **changes: Any) -> Path:
         data = tmp_path / f"data_of_{name}"
         shards.write_shard(list(trees), data, "trees", {})
-        plain = {"num_epochs": 1, "mixed_precision": False, "device": "cpu", "model_path": str(tiny_lm)}
-        places = {"data_dir": str(data), "output_dir": str(tmp_path / name)}
+        plain = {"num_epochs": 1, "mixed_precision": False, "device": "cpu", "report_to": "none"}
+        places = {"model_path": str(tiny_lm), "data_dir": str(data), "output_dir": str(tmp_path / name)}
         return trainer.main(TrainOptions(**{**plain, **places, **changes}))
 
     return run
@@ -103,7 +105,7 @@ def test_no_loss_depends_on_packs(
     trees = [make_tree(i, branches=n, question=f"What is {i} ?") for i, n in enumerate(sizes)]
     if not shares:
         monkeypatch.setattr(QwenLatentPRM, "_packs_exactly", lambda self: False)
-    monkeypatch.setattr(trainer, "AdamW", lambda groups, **_: torch.optim.SGD(groups, lr=1.0))
+    monkeypatch.setattr(optimizers, "make_optimizer", lambda model, _: torch.optim.SGD(model.parameters(), lr=1.0))
     one = {"batch_size": 64, "gradient_accumulation_steps": 1, "val_size": 0, "warmup_ratio": 0, "max_grad_norm": 0}
     found = []
     for tokens in (16384, 8, 40):
@@ -119,15 +121,17 @@ def test_no_loss_depends_on_packs(
 def test_mse_is_to_the_bit_what_it_always_was(
     train: Train, trees: list[ReasoningTree], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def old(self: Any, logits: torch.Tensor, batch: Any) -> torch.Tensor:
+    def old(self: Any, logits: Logits, held: Any) -> torch.Tensor:
+        batch = held.terms["batch"]
         rows = {row: k for k, row in enumerate((i, p) for i, paths in enumerate(self.wanted) for p in paths)}
         at = torch.tensor([rows[row] for row in batch.paths])
         targets = torch.tensor([self.trees[i].paths[p].prm_score for i, p in rows])
-        return (logits.float().sigmoid() - targets[at]).square().mean() * (len(at) / len(rows))
+        return (logits.value.float().sigmoid() - targets[at]).square().mean() * (len(at) / len(rows))
 
     small = {"num_epochs": 2, "pack_tokens": 40, "learning_rate": 1e-3}
     now = digest(train(trees, "now", **small) / "final")
-    monkeypatch.setattr(trainer.StepLoss, "share", old)
+    monkeypatch.setattr(feeding.StepLoss, "prepare", lambda self, batch: Held(torch.empty(0), {"batch": batch}))
+    monkeypatch.setattr(feeding.StepLoss, "share", old)
     assert digest(train(trees, "then", **small) / "final") == now
 
 
@@ -238,10 +242,10 @@ def test_some_questions_lose_their_context_others_in_the_next_epoch(make_tree: M
 
 
 def test_the_learning_rate_rises_and_then_falls_along_a_cosine() -> None:
-    factors = [trainer.learning_rate_factor(step, warmup=2, total=6) for step in range(7)]
+    factors = [optimizers.learning_rate_factor(step, warmup=2, total=6) for step in range(7)]
     expected = [0.5, 1, 1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125), 0]
     assert factors == pytest.approx(expected)
-    assert trainer.learning_rate_factor(0, warmup=0, total=1) == 1
+    assert optimizers.learning_rate_factor(0, warmup=0, total=1) == 1
 
 
 def test_use_prm_score_chooses_the_target(train: Train, make_tree: MakeTree) -> None:
@@ -262,10 +266,10 @@ def test_every_file_of_the_guide_is_there_and_the_statistics_are_true(
 ) -> None:
     # Four questions train (6 paths each, 12 to a step): 2 steps an epoch, 6 in all.
     steps = {"batch_size": 3, "gradient_accumulation_steps": 4, "save_steps": 4, "logging_steps": 3}
-    run = train(trees, num_epochs=3, val_size=0.34, max_seq_length=3, **steps)
+    run = train(trees, num_epochs=3, val_size=0.34, max_seq_length=3, report_to="auto", **steps)
     kept = ["checkpoint-4", "epoch_1", "epoch_2", "epoch_3", "best", "final"]
-    written = ["training.log", "training_stats.json", "metrics.jsonl", "config.json", "loss_curve.png", ".lock"]
-    assert sorted(path.name for path in run.iterdir()) == sorted(kept + written)
+    written = ["training.log", "training_stats.json", "metrics.jsonl", "config.json", "loss_curve.png", "tensorboard"]
+    assert sorted(path.name for path in run.iterdir()) == sorted([*kept, *written, ".lock"])
     for name in kept:
         five = {"pytorch_model.bin", "optimizer.pt", "scheduler.pt", "training_state.json", "config.json"}
         assert five <= {path.name for path in (run / name).iterdir()}
@@ -285,7 +289,7 @@ def test_every_file_of_the_guide_is_there_and_the_statistics_are_true(
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 3, 4, 6, 6]
     assert [line["val_loss"] for line in lines if "val_loss" in line] == stats["val_losses"]
-    assert [sorted(line) for line in lines if "loss" in line] == [["avg_loss", "epoch", "loss", "lr", "step"]] * 2
+    assert [sorted(line) for line in lines if "loss" in line] == [["avg_loss", "epoch", "grad_norm", "loss", "lr", "step"]] * 2
     said = capsys.readouterr().out.splitlines()
     logged = [line.split(" ", 3)[3] for line in (run / "training.log").read_text("utf-8").splitlines()]
     step_3 = next(line for line in lines if line["step"] == 3)
@@ -348,7 +352,7 @@ def test_a_run_is_never_written_over(train: Train, trees: list[ReasoningTree]) -
 
 def test_the_run_folder_is_named_by_the_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = trainer.new_run_folder(None)
+    folder = new_run_folder(None)
     assert folder.parent == Path("checkpoints") and len(folder.name) == len("qwen_prm_20251226_120000")
     assert not folder.exists()
 
@@ -454,7 +458,7 @@ def test_out_of_memory_says_which_options_to_lower(
     def full(*_: Any) -> NoReturn:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer, "StepLoss", full)
+    monkeypatch.setattr(feeding, "StepLoss", full)
     with pytest.raises(ValueError, match=r"Out of memory\. Lower") as error:
         train(trees)
     for option in (

@@ -6,7 +6,8 @@ scratch=${1:-prm_builtin}                 # a folder for the data and the run; i
 python=python3
 if [[ -x .venv/bin/python ]]; then python=.venv/bin/python; fi
 
-"$python" -m latent_prm collect --task arithmetic,search --max_samples 12000 --seed 7 --output_dir "$scratch/prm_data"
+"$python" -m latent_prm collect --task arithmetic,search --max_samples 12000 --seed 7 --dtype float32 \
+    --output_dir "$scratch/prm_data"
 "$python" -m latent_prm train --data_dir "$scratch/prm_data" --output_dir "$scratch/run" \
     --num_epochs 2 --batch_size 64 --learning_rate 3e-4 --no-mixed_precision --pooling_strategy last \
     --val_size 0.05 --save_steps 100000 --logging_steps 50
