@@ -19,6 +19,7 @@ Axes, in every shape of this package:
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from latent_prm.shards import load_trees
     from latent_prm.tasks import load_task
     from latent_prm.tree import ReasoningTree
+
+# Where torchao is installed, transformers loads it with a model, and it complains of kernels for other machines.
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 __version__ = "0.1.0"
 __all__ = ["QwenLatentPRM", "Reasoner", "ReasoningTree", "choose", "load_task", "load_trees"]

@@ -88,13 +88,18 @@ def look_at(lessons: Sequence[Lesson], options: TrainOptions) -> int:
     return truncated
 
 
-def split(items: Sequence[Lesson], share: float, seed: int) -> tuple[list[Lesson], list[Lesson]]:
-    """Items to train on and to validate with. Trees of one question, known by its text, stay on one side."""
+def split(items: Sequence[Lesson], size: float, seed: int) -> tuple[list[Lesson], list[Lesson]]:
+    """Items to train on and to validate with: a share of the questions below 1, else their number.
+
+    Trees of one question, known by its text, stay on one side.
+    """
     digests = sorted({question_digest(item.tree.question) for item in items})
-    kept = set(chance(seed, "split").sample(digests, min(round(share * len(digests)), len(digests) - 1)))
+    kept = set(
+        chance(seed, "split").sample(digests, min(round(size if size >= 1 else size * len(digests)), len(digests) - 1))
+    )
     if not kept:
         log.warning(
-            f"[Trainer] No validation: --val_size {share:g} of {len(digests)} question(s) is none. "
+            f"[Trainer] No validation: --val_size {size:g} of {len(digests)} question(s) is none. "
             "The best checkpoint is chosen by training loss."
         )
     sides: tuple[list[Lesson], list[Lesson]] = [], []

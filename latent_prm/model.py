@@ -190,7 +190,9 @@ class QwenLatentPRM(nn.Module):
 
     def column_states(self, batch: PackedBatch) -> Float[Tensor, "columns H"]:
         """The backbone's state at every column of the batch's R rows of S."""
-        embedded = self.backbone.get_input_embeddings()(batch.token_ids)
+        embedding = self.backbone.get_input_embeddings()
+        found = embedding(batch.token_ids.to(embedding.weight.device))  # it may be kept beside the device
+        embedded = found.to(batch.latents.device)
         latents = batch.latents
         if self.projection is not None:
             latents = linear(latents, self.projection.weight.float())

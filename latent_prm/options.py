@@ -322,7 +322,7 @@ class TrainOptions:
     """The same bits again on the same GPU, more slowly. On a CPU it is always so."""
     seed: int = 42
     """Fixes the split, the order, the dropout and every weight."""
-    pack_tokens: int = 16384
+    pack_tokens: int = 4096
     """Question tokens and latents computed at once; lower it when memory is short. Never changes the result."""
     skip_bad_files: bool = False
     """Carry on when a shard is damaged, naming it and leaving it out."""
@@ -346,6 +346,13 @@ class TrainOptions:
                 )
         if self.val_size >= 1 and self.val_size % 1:
             raise ValueError(f"--val_size is {self.val_size}: type a share below 1, or a whole number of questions.")
+        if self.parallel == "fsdp" and self.optimizer != "adamw":
+            raise ValueError("--parallel fsdp spreads float32 moments only: type --optimizer adamw.")
+        if self.train_embeddings and self.tuning != "full":
+            raise ValueError(
+                f"--train_embeddings trains a part of the backbone, which --tuning {self.tuning} leaves as it is. "
+                "Type --tuning full, or leave --train_embeddings out."
+            )
         if self.early_stopping_patience and not self.val_size:
             raise ValueError("--early_stopping_patience needs validation: type --val_size 0.1, or leave it out.")
         self.loss_terms()

@@ -151,9 +151,13 @@ class Run:
         if checkpoint:
             load_weights(checkpoint, model)
         self.num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        if options.gradient_checkpointing:
-            model.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return model.to(self.device).train()
+        if options.gradient_checkpointing and options.tuning != "head":  # a frozen backbone keeps no activations
+            turn_on = getattr(model.backbone, "activation_checkpointing_enable", None)
+            (turn_on or model.backbone.gradient_checkpointing_enable)({"use_reentrant": False})
+        model.to(self.device).train()
+        if self.ranks.world == 1 and not options.train_embeddings:
+            model.backbone.get_input_embeddings().cpu()  # it is only looked up: that much less on a GPU
+        return model
 
     def _with_contexts(self, items: Sequence[Lesson]) -> list[Lesson]:
         contexts = self.model.read_questions([item.tree.question for item in items])
@@ -176,9 +180,9 @@ class Run:
             share=self.ranks.share,
         )
 
-    def dice(self, step: int) -> int:
-        """The seed of what torch itself draws in a step."""
-        return chance(self.options.seed, "torch", step).getrandbits(63)
+    def throw(self, what: str) -> None:
+        """Seed what torch itself draws of a kind in this step: the same in every process."""
+        torch.manual_seed(chance(self.options.seed, what, self.state.step).getrandbits(63))
 
     @contextmanager
     def writing(self) -> Iterator[None]:

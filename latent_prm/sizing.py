@@ -248,8 +248,9 @@ def remedies(options: TrainOptions) -> Iterator[TrainOptions]:
     """The options with other knobs, the fullest first: packs change nothing, checkpointing only the time."""
     packs = [options.pack_tokens, *(size for size in PACKS if size < options.pack_tokens)]
     for tuning, optimizer in REMEDIES:
-        one = replace(options, tuning=tuning, optimizer=optimizer)
-        one = one if tuning == "full" else replace(one, train_embeddings=False)
+        embeddings, parallel = options.train_embeddings and tuning == "full", options.parallel
+        others = {"train_embeddings": embeddings, "parallel": parallel if optimizer == "adamw" else "ddp"}
+        one = replace(options, tuning=tuning, optimizer=optimizer, **others)
         for again in (False, True):
             yield from (replace(one, gradient_checkpointing=again, pack_tokens=size) for size in packs)
 
@@ -337,8 +338,14 @@ class Machine(NamedTuple):
     data: Reading
 
     def need(self, options: TrainOptions) -> Need:
-        """What an optimizer step on this data takes."""
-        return need(self.shape, options, self.precision, self.data.load(options))
+        """What an optimizer step on this data takes of the device: a GPU goes without a frozen token embedding."""
+        found = need(self.shape, options, self.precision, self.data.load(options))
+        return found._replace(frozen=found.frozen - self.beside(options))
+
+    def beside(self, options: TrainOptions) -> int:
+        """Bytes that are kept in the computer's memory instead of a GPU's."""
+        weight = 2 if options.optimizer == "adamw_bf16_sr" else 4
+        return 0 if self.device.type == "cpu" or options.train_embeddings else weight * self.shape.embedding
 
     def takes(self, options: TrainOptions) -> int:
         """Bytes at the largest moment. On a CPU a checkpoint being written is a second copy of what is held."""
@@ -398,6 +405,7 @@ def _table(machine: Machine, options: TrainOptions) -> Table:
     rows = {
         "weights that are trained": found.weights,
         "weights that are not": found.frozen,
+        **({"token embedding, beside the GPU": beside} if (beside := machine.beside(options)) else {}),
         "gradients": found.gradients,
         f"moments ({options.optimizer})": found.moments,
         "copies of weights (autocast)": found.copies,

@@ -123,7 +123,7 @@ def optimizer_step(run: Run, work: Work) -> Taught:
     Raises ValueError, with the weights untouched, when a prediction or the gradient is not finite.
     """
     objective, ranks = work.objective, run.ranks
-    torch.manual_seed(run.dice(run.state.step))  # for a backbone's own dropout, and for weights rounded by lot
+    run.throw("backbone")  # some have a dropout of their own
     for number in range(ranks.most(len(work.packs))):
         batch, held, keep = work.packs[min(number, len(work.packs) - 1)]
         run.dropout.keep = keep.to(run.device, non_blocking=True)
@@ -141,6 +141,7 @@ def optimizer_step(run: Run, work: Work) -> Taught:
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     if not norm.isfinite() and not run.scaler.is_enabled():  # a scaler skips such a step and lowers its scale
         raise ValueError(not_finite("gradient", run, work.items))
+    run.throw("rounding")
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.scheduler.step()

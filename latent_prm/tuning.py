@@ -30,16 +30,11 @@ def adapt(model: QwenLatentPRM, options: TrainOptions) -> None:
     that nothing is predicted otherwise yet; and all that stands outside the backbone: heads and projection.
     head: heads and projection alone. Source of lora: https://arxiv.org/abs/2106.09685.
 
-    Raises ValueError when PEFT is missing or does not work, or the embedding is to be trained but the backbone is not.
+    Raises ValueError when PEFT is missing or does not work.
     """
     if options.tuning == "full":
         model.backbone.get_input_embeddings().requires_grad_(options.train_embeddings)
         return
-    if options.train_embeddings:
-        raise ValueError(
-            f"--train_embeddings trains a part of the backbone, which --tuning {options.tuning} leaves as it is. "
-            "Type --tuning full, or leave --train_embeddings out."
-        )
     model.backbone.requires_grad_(False)
     if options.tuning == "lora":
         _put_beside(model.backbone, options.lora_rank)

@@ -289,7 +289,9 @@ def test_every_file_of_the_guide_is_there_and_the_statistics_are_true(
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 3, 4, 6, 6]
     assert [line["val_loss"] for line in lines if "val_loss" in line] == stats["val_losses"]
-    assert [sorted(line) for line in lines if "loss" in line] == [["avg_loss", "epoch", "grad_norm", "loss", "lr", "step"]] * 2
+    assert [sorted(line) for line in lines if "loss" in line] == [
+        ["avg_loss", "epoch", "grad_norm", "loss", "lr", "step"]
+    ] * 2
     said = capsys.readouterr().out.splitlines()
     logged = [line.split(" ", 3)[3] for line in (run / "training.log").read_text("utf-8").splitlines()]
     step_3 = next(line for line in lines if line["step"] == 3)
@@ -462,7 +464,7 @@ def test_out_of_memory_says_which_options_to_lower(
     with pytest.raises(ValueError, match=r"Out of memory\. Lower") as error:
         train(trees)
     for option in (
-        "--pack_tokens (now 16384)",
+        "--pack_tokens (now 4096)",
         "--batch_size (now 4)",
         "--gradient_accumulation_steps",
         "--max_seq_length (now 512)",

@@ -1,0 +1,255 @@
+"""run.py, and the trainer with it: what is trained and kept, whatever the tuning, optimizer and losses; and its end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+
+from latent_prm import run as run_room
+from latent_prm import shards, trainer
+from latent_prm.checkpoint import Moment, load_state
+from latent_prm.feeding import Work
+from latent_prm.model import QwenLatentPRM
+from latent_prm.options import TrainOptions
+from latent_prm.run import Run
+from latent_prm.tree import ReasoningTree
+
+Train = Callable[..., Path]
+
+
+class Killed(BaseException):
+    """Ends a run at once, as kill -9 does: nothing is saved on the way out."""
+
+
+@pytest.fixture
+def trees(make_tree: Callable[..., ReasoningTree]) -> list[ReasoningTree]:
+    """Eight questions with six labelled paths each, of one and two answers."""
+    return [make_tree(i, branches=(2, 2), answers=1 + i % 2, question=f"What is {i} + {i} ?") for i in range(8)]
+
+
+@pytest.fixture
+def train(tmp_path: Path, tiny_lm: Path, trees: list[ReasoningTree]) -> Train:
+    """Trains (two epochs of 3 steps, float32 unless asked otherwise) into a folder of this name; returns it."""
+    shards.write_shard(trees, tmp_path / "data", "trees", {})
+
+    def run(name: str, **changes: Any) -> Path:
+        plain = {"num_epochs": 2, "mixed_precision": False, "device": "cpu", "report_to": "none", "batch_size": 12}
+        plain |= {"gradient_accumulation_steps": 1, "val_size": 2, "learning_rate": 1e-3, "log_level": "WARNING"}
+        places = {"model_path": str(tiny_lm), "data_dir": str(tmp_path / "data"), "output_dir": str(tmp_path / name)}
+        return trainer.main(TrainOptions(**{**plain, **places, **changes}))
+
+    return run
+
+
+def cut(train: Train, monkeypatch: pytest.MonkeyPatch, name: str, steps: int, **changes: Any) -> None:
+    """As ``train``, but killed in the step after so many."""
+    step = trainer.optimizer_step
+
+    def one(run: Run, work: Work) -> trainer.Taught:
+        return end(run) if run.state.step == steps else step(run, work)
+
+    def end(run: Run) -> NoReturn:
+        run.keeper.wait()
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(trainer, "optimizer_step", one)
+        train(name, **changes)
+
+
+def marks(run: Path) -> dict[str, str]:
+    """The sha256 of all that must be the same, bit for bit."""
+    kept = ["pytorch_model.bin", "optimizer.pt", "adapter.pt", "scheduler.pt", "training_state.json"]
+    paths = [run / "metrics.jsonl", *(path for path in run.glob("*/*") if path.name in kept)]
+    return {
+        str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+        if not path.parent.name.startswith("checkpoint")
+    }
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {"tuning": "lora", "lora_rank": 2},
+    "head": {"tuning": "head"},
+    "embeddings": {"train_embeddings": True},
+    "second head": {"correctness_weight": 0.5, "loss": "bce+0.5*listwise+0.2*order", "supervise": "steps"},
+    "weighed labels": {"weigh_labels": True, "loss": "mse+pairwise"},
+    "adamw8bit": {"optimizer": "adamw8bit"},
+    "adamw_bf16_sr": {"optimizer": "adamw_bf16_sr"},
+    "checkpointed": {"gradient_checkpointing": True},
+    "early stopping": {"learning_rate": 0.0, "early_stopping_patience": 3, "val_steps": 2, "num_epochs": 9},
+    "bfloat16": {"mixed_precision": True},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_run_that_was_killed_is_the_one_that_never_stopped(
+    kind: str, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = {"save_steps": 1, "logging_steps": 1, **KINDS[kind]}
+    whole = train("whole", **every)
+    for steps in (2, 4):
+        cut(train, monkeypatch, "cut", steps, resume="auto", **every)
+    assert marks(train("cut", resume="auto", **every)) == marks(whole)
+    assert len(marks(whole)) > 12
+
+
+@pytest.mark.parametrize("kind", ["lora", "head", "second head", "adamw_bf16_sr"])
+def test_what_is_kept_loads_as_the_guide_says_and_differs_from_where_it_began(
+    kind: str, train: Train, tiny_lm: Path, trees: list[ReasoningTree]
+) -> None:
+    run = train("run", **KINDS[kind])
+    by_guide = QwenLatentPRM(model_path=str(tiny_lm))
+    by_guide.load_state_dict(torch.load(run / "best" / "pytorch_model.bin", weights_only=True))
+    by_folder = QwenLatentPRM.from_pretrained(run / "best")
+    heads = ["value", "correctness"] if kind == "second head" else ["value"]
+    for head in heads:
+        for one, other in zip(
+            by_guide.score_trees(trees, head=head), by_folder.score_trees(trees, head=head), strict=True
+        ):
+            assert torch.equal(one, other)
+    start, found = QwenLatentPRM(str(tiny_lm)).state_dict(), by_folder.state_dict()
+    moved = {name for name, value in start.items() if not torch.allclose(value, found[name], atol=1e-4)}
+    inner = {name for name in moved if name.startswith("backbone.layers.")}
+    assert bool(inner) == (kind != "head") and "head.weight" in moved
+    beside = {"adapter.pt", "adapter_model.safetensors", "adapter_config.json"}
+    assert beside <= {path.name for path in (run / "best").iterdir()} or kind != "lora"
+
+
+def test_gradient_checkpointing_changes_nothing_of_what_is_learned(train: Train) -> None:
+    plain, checkpointed = (train(f"{on}", gradient_checkpointing=on, logging_steps=1) for on in (False, True))
+    for one, other in zip(lines(plain), lines(checkpointed), strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+
+
+def test_the_token_embedding_learns_only_when_it_is_asked_to(train: Train, tiny_lm: Path) -> None:
+    start = QwenLatentPRM(str(tiny_lm)).state_dict()["backbone.embed_tokens.weight"]
+    for on in (False, True):
+        run = train(f"{on}", train_embeddings=on)
+        found = torch.load(run / "final" / "pytorch_model.bin", weights_only=True)["backbone.embed_tokens.weight"]
+        assert torch.equal(start, found) is not on
+
+
+# --- validation -------------------------------------------------------------------------------------------------------
+
+
+def test_val_size_is_a_share_or_a_number_of_questions(train: Train) -> None:
+    for size, count in ((2, 2), (0.25, 2), (3, 3)):
+        stats = json.loads((train(f"{size}", val_size=size) / "training_stats.json").read_text())
+        assert stats["questions"] == {"train": 8 - count, "validation": count}
+
+
+def test_it_validates_every_so_many_steps_and_at_each_epochs_end(train: Train) -> None:
+    run = train("run", val_steps=2, num_epochs=3)  # 3 steps an epoch
+    assert [line["step"] for line in lines(run) if "val_loss" in line] == [2, 3, 4, 6, 8, 9]
+    last = lines(run)[-1]
+    assert {"val_loss", "val_ece", "val_spread", "train_loss"} <= last.keys()
+
+
+def test_a_best_within_an_epoch_is_kept_and_comes_back(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([0.5, 0.4, 0.6, 0.3, 0.7, 0.8] * 3)
+    monkeypatch.setattr(trainer, "validate", lambda run: {"val_loss": next(losses)})
+    every = {"val_steps": 1, "save_steps": 100, "save_total_limit": 1, "num_epochs": 2}
+    run = train("run", **every)
+    assert load_state(run / "best").step == 4
+    assert json.loads((run / "training_stats.json").read_text())["best"]["kept_as"] == "checkpoint-4"
+    # It goes on from the end of the first epoch, where the best was that of step 2.
+    (run / "training_stats.json").unlink()
+    losses = iter([0.9, 0.9, 0.9])
+    began: list[int] = []
+    step = trainer.optimizer_step
+
+    def look(run: Run, work: Work) -> trainer.Taught:
+        began.append(load_state(run.folder / "best").step)
+        return step(run, work)
+
+    monkeypatch.setattr(trainer, "optimizer_step", look)
+    train("run", resume=str(run / "epoch_1"), **every)
+    assert began[0] == 2 == load_state(run / "best").step
+
+
+def test_it_stops_early_after_so_many_validations_without_a_lower_loss(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = iter([0.5, 0.4, 0.45, 0.4, 0.1])
+    monkeypatch.setattr(trainer, "validate", lambda run: {"val_loss": next(losses)})
+    run = train("run", val_steps=2, num_epochs=9, early_stopping_patience=2, log_level="INFO")
+    stats = json.loads((run / "training_stats.json").read_text())
+    assert stats["val_losses"] == [0.5, 0.4, 0.45, 0.4]  # steps 2, 3, 4, 6: two after the best
+    assert stats["total_steps"] == 6 and stats["best"]["step"] == 3
+    assert "Stopped early: 2 validations without a lower loss" in capsys.readouterr().out
+    assert {"epoch_1", "epoch_2", "best", "final"} <= {path.name for path in run.iterdir()}
+    assert load_state(run / "final").finished
+
+
+def test_without_validation_the_best_is_that_of_the_lowest_training_loss(train: Train) -> None:
+    run = train("run", val_size=0)
+    best = json.loads((run / "training_stats.json").read_text())["best"]
+    assert best["by"] == "training" and best["epoch"] == 2 and load_state(run / "best").step == best["step"]
+
+
+# --- in the background ------------------------------------------------------------------------------------------------
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, int]] = []
+    writing, going = threading.Event(), threading.Event()
+    save, step = run_room.save_checkpoint, trainer.optimizer_step
+
+    def slow(folder: Path, moment: Moment) -> None:
+        if folder.name == "checkpoint-1":
+            writing.set()
+            assert going.wait(20), "no step was taken while the checkpoint was being written"
+        save(folder, moment)
+        seen.append((folder.name, moment.state.step))
+
+    def one(run: Run, work: Work) -> trainer.Taught:
+        if run.state.step == 1:
+            assert writing.wait(20)
+            going.set()
+        return step(run, work)
+
+    monkeypatch.setattr(run_room, "save_checkpoint", slow)
+    monkeypatch.setattr(trainer, "optimizer_step", one)
+    train("run", num_epochs=1, save_steps=1)
+    assert seen == [("checkpoint-1", 1), ("checkpoint-2", 2), ("checkpoint-3", 3)]
+
+
+def test_what_fails_in_the_background_ends_the_run_and_is_said(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path, moment: Moment) -> NoReturn:
+        time.sleep(0.1)
+        raise OSError(28, "No space left on device", str(folder))
+
+    monkeypatch.setattr(run_room, "save_checkpoint", full)
+    with pytest.raises(OSError, match="No space left"):
+        train("run", num_epochs=1, save_steps=1)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ({"val_size": 2.5}, "--val_size is 2.5: type a share below 1, or a whole number"),
+        ({"early_stopping_patience": 2, "val_size": 0}, "--early_stopping_patience needs validation"),
+        ({"tuning": "lora", "train_embeddings": True}, "--train_embeddings trains a part of the backbone"),
+        ({"report_to": "nothing"}, "'nothing' is none of tensorboard, wandb, trackio"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(typed: dict[str, Any], said: str, train: Train, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=said.replace("(", r"\(")):
+        train("run", **typed)
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("*/"))
