@@ -12,6 +12,7 @@ OUTPUT_DIR=""                      # empty: checkpoints/qwen_prm_<timestamp>
 MODEL_PATH=""                      # the backbone; empty: Qwen/Qwen3-0.6B with CUDA, else "builtin"
 
 # Training
+TUNING="full"                      # all layers; lora: small matrices beside them; head: the score head alone
 NUM_EPOCHS=5
 BATCH_SIZE=4                       # labelled paths per batch
 LEARNING_RATE=2e-5
@@ -38,6 +39,8 @@ LOG_LEVEL="INFO"
 DEVICE="auto"                      # cuda, cpu, or auto: CUDA when there is one
 MIXED_PRECISION=true
 SEED=42
+OPTIMIZER="adamw"                  # for less memory: adamw8bit, or adamw_bf16_sr
+GRADIENT_CHECKPOINTING=false       # true: less memory, a third more time
 
 eval "$given" # what was typed in front wins over the lines above
 
@@ -61,6 +64,7 @@ flag() { # name true|false → --name or --no-name
 }
 use_prm_score=$(flag use_prm_score "$USE_PRM_SCORE")
 mixed_precision=$(flag mixed_precision "$MIXED_PRECISION")
+gradient_checkpointing=$(flag gradient_checkpointing "$GRADIENT_CHECKPOINTING")
 
 if [[ -z $MODEL_PATH ]]; then
     MODEL_PATH="builtin"
@@ -82,6 +86,7 @@ echo "       $NUM_EPOCHS epochs, $BATCH_SIZE × $GRADIENT_ACCUMULATION_STEPS pat
     --data_dir "$DATA_DIR" \
     ${OUTPUT_DIR:+--output_dir "$OUTPUT_DIR"} \
     ${RESUME:+--resume "$RESUME"} \
+    --tuning "$TUNING" \
     --num_epochs "$NUM_EPOCHS" \
     --batch_size "$BATCH_SIZE" \
     --learning_rate "$LEARNING_RATE" \
@@ -100,6 +105,8 @@ echo "       $NUM_EPOCHS epochs, $BATCH_SIZE × $GRADIENT_ACCUMULATION_STEPS pat
     --log_level "$LOG_LEVEL" \
     --device "$DEVICE" \
     "$mixed_precision" \
+    --optimizer "$OPTIMIZER" \
+    "$gradient_checkpointing" \
     --seed "$SEED" \
     "$@"
 

@@ -64,7 +64,12 @@ def test_a_mistyped_option_exits_2_and_says_which_was_meant(capsys: pytest.Captu
 
 @pytest.mark.parametrize(
     ("option", "value", "way_out"),
-    [("--num_epochs", "0", "at least 1"), ("--val_size", "1.5", "from 0 up to"), ("--pooling_strategy", "men", "mean")],
+    [
+        ("--num_epochs", "0", "at least 1"),
+        ("--dropout_prob", "1.5", "from 0 up to"),
+        ("--val_size", "1.5", "a whole number"),
+        ("--pooling_strategy", "men", "mean"),
+    ],
 )
 def test_an_impossible_value_exits_2_and_says_what_to_type(
     option: str, value: str, way_out: str, capsys: pytest.CaptureFixture[str]
@@ -161,7 +166,9 @@ def test_a_script_takes_true_or_false_and_nothing_else(tmp_path: Path) -> None:
 RARE = """revision align dtype think soft_temperature dropout top_p max_new_tokens noise_free keep_hidden shard_size
     compile engine num_workers shard dry_run skip_bad_files"""
 # Of train.
-RARELY_TRAINED = "context context_dropout val_size pack_tokens skip_bad_files save_total_limit save_optimizer"
+RARELY_TRAINED = """context context_dropout val_size val_steps early_stopping_patience pack_tokens skip_bad_files
+    save_total_limit save_optimizer lora_rank train_embeddings weigh_labels correctness_weight report_to compile
+    parallel deterministic plan"""
 
 
 @pytest.mark.parametrize(
