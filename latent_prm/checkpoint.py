@@ -95,7 +95,7 @@ class Moment:
         adapter = tuning.adapter_state(model)
         return cls(
             model=model,
-            weights=whole(dict(tuning.merged_state(model))),
+            weights=whole(tuning.merged_state(model)),
             adapter=None if adapter is None else whole(adapter),
             optimizer=None if optimizer is None else whole(optimizer.state_dict()),
             scheduler=copy.deepcopy(scheduler.state_dict()),

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -226,7 +227,7 @@ class QwenLatentPRM(nn.Module):
     def _pool_prefixes(self, states: Float[Tensor, "columns H"], batch: PackedBatch) -> Float[Tensor, "K C H"]:
         chains = states[batch.chains]
         if self.pooling == "mean":
-            return chains.cumsum(1) / torch.arange(1, chains.shape[1] + 1, device=states.device)[:, None]
+            return _running_sum(chains) / torch.arange(1, chains.shape[1] + 1, device=states.device)[:, None]
         return chains.cummax(1).values if self.pooling == "max" else chains
 
     def read_questions(self, questions: Sequence[str]) -> list[list[int]]:
@@ -388,6 +389,13 @@ class QwenLatentPRM(nn.Module):
                 "%s cannot share a tree's latents exactly: its paths are scored one by one, which is slower", kind
             )
         return exact
+
+
+def _running_sum(states: Float[Tensor, "K C H"]) -> Float[Tensor, "K C H"]:
+    """Over C, as cumsum does, of which a GPU has no version that gives the same bits each time."""
+    if states.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return torch.stack(list(accumulate(states.unbind(1))), 1)
+    return states.cumsum(1)
 
 
 def _short_sighted(config: Any) -> bool:

@@ -64,7 +64,8 @@ class Ranks:
 
     def total(self, numbers: Tensor) -> Tensor:
         """The sum over the processes, element by element."""
-        return numbers if self.world == 1 else reduce(numbers.to(self.device), "sum")
+        summed: Any = numbers if self.world == 1 else reduce(numbers.to(self.device), "sum")
+        return summed
 
     def gather(self, items: Sequence[T]) -> list[T]:
         """All processes' items, in the order of the processes."""
@@ -115,7 +116,8 @@ class Ranks:
         mesh = init_device_mesh(self.device.type, (self.world,))
         for layer in layers:
             fully_shard(layer, mesh=mesh)
-        return fully_shard(model, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        return model
 
 
 def whole(state: Any) -> Any:
@@ -128,7 +130,7 @@ def whole(state: Any) -> Any:
     if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, Mapping):
-        return type(state)((key, whole(value)) for key, value in state.items())
+        return {key: whole(value) for key, value in state.items()}
     return type(state)(whole(value) for value in state) if isinstance(state, (list, tuple)) else state
 
 

@@ -118,8 +118,7 @@ class Run:
         if options.compile == "on" or (
             options.compile == "auto" and self.device.type == "cuda" and self.total_steps >= LONG
         ):
-            for layer in layers:
-                layer.compile(dynamic=True)  # once for all layers, and for packs of all sizes
+            self._compile(layers)
         self.optimizer = optimizers.make_optimizer(self.model, options)
         self.scheduler = optimizers.make_schedule(self.optimizer, options, self.total_steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
@@ -158,6 +157,23 @@ class Run:
         if self.ranks.world == 1 and not options.train_embeddings:
             model.backbone.get_input_embeddings().cpu()  # it is only looked up: that much less on a GPU
         return model
+
+    def _compile(self, layers: Sequence[nn.Module]) -> None:
+        """Once for all layers, and for packs of all sizes; where that fails the run goes on without, and says so."""
+        for layer in layers:
+            layer.compile(dynamic=True)
+        work = self.prepare(0, epoch_steps(self.train, 1, self.options)[0])
+        batch, _, self.dropout.keep = (item.to(self.device) for item in work.packs[0])
+        try:
+            with self.autocast():
+                logits = self.module(batch, work.objective.by_latent)
+            logits.value.sum().backward()
+        except Exception as error:  # whatever compiler, driver or model cannot do: uncompiled, it still can
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            log.warning(f"[Trainer] The layers are not compiled, which is slower: {reason}")
+            for layer in layers:
+                layer._compiled_call_impl = None
+        self.model.zero_grad()
 
     def _with_contexts(self, items: Sequence[Lesson]) -> list[Lesson]:
         contexts = self.model.read_questions([item.tree.question for item in items])

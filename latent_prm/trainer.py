@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from latent_prm import files, plots, resuming, sizing
@@ -130,15 +131,14 @@ def optimizer_step(run: Run, work: Work) -> Taught:
         with run.autocast():
             logits = run.module(batch.to(run.device), objective.by_latent)
         if work.idle or number >= len(work.packs):  # the others have more, and what is spread computes together
-            share = sum(each.sum() * 0 for each in logits if each is not None)
+            share = torch.stack([each.sum() for each in logits if each is not None]).sum() * 0
         else:
             if not all(each.isfinite().all() for each in logits if each is not None):
                 raise ValueError(not_finite("prediction", run, [work.items[i] for i, _ in batch.paths]))
             share = objective.share(logits, held.to(run.device))
         run.scaler.scale(share * ranks.world).backward()  # gradients come out as the mean over the processes
     run.scaler.unscale_(run.optimizer)
-    norm = clip_grad_norm_(run.model.parameters(), run.options.max_grad_norm or math.inf)  # 0: not clipped
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    norm = clip(run)
     if not norm.isfinite() and not run.scaler.is_enabled():  # a scaler skips such a step and lowers its scale
         raise ValueError(not_finite("gradient", run, work.items))
     run.throw("rounding")
@@ -151,6 +151,16 @@ def optimizer_step(run: Run, work: Work) -> Taught:
         run.state.sums[name] = run.state.sums.get(name, 0.0) + sums[name]
         run.state.units[name] = run.state.units.get(name, 0.0) + units
     return Taught(mean(objective.terms, sums, objective.units), float(norm))
+
+
+def clip(run: Run) -> Tensor:
+    """The gradient's norm; where it is larger than ``--max_grad_norm`` (0: no limit) the gradient is scaled to that."""
+    learnt = [p for p in run.model.parameters() if p.grad is not None]
+    norm, limit = get_total_norm([p.grad for p in learnt if p.grad is not None]), run.options.max_grad_norm
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    if limit and norm > limit:  # else not touched: it is as large as the model
+        clip_grads_with_norm_(learnt, limit, norm)
+    return norm
 
 
 def mean(terms: dict[str, float], sums: dict[str, float], units: dict[str, float]) -> float:

@@ -134,6 +134,47 @@ def test_gradient_checkpointing_changes_nothing_of_what_is_learned(train: Train)
         assert one == pytest.approx(other, abs=1e-6)
 
 
+@pytest.mark.slow
+def test_compiled_layers_learn_the_same(train: Train) -> None:
+    plain, compiled = (train(on, compile=on, logging_steps=1) for on in ("off", "on"))
+    for one, other in zip(lines(plain), lines(compiled), strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+    assert "not compiled" not in (compiled / "training.log").read_text()
+
+
+def test_layers_that_cannot_be_compiled_learn_all_the_same_and_it_is_said(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any, **__: Any) -> NoReturn:
+        raise RuntimeError("No working C++ compiler found\nand many more lines")
+
+    plain = train("plain", compile="off")
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: setattr(self, "_compiled_call_impl", broken))
+    run = train("run", compile="on")
+    assert "The layers are not compiled, which is slower: No working C++ compiler found" in capsys.readouterr().err
+    assert marks(run) == marks(plain)
+
+
+def test_a_small_gradient_is_left_as_it_is_and_a_large_one_scaled(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[float, float]] = []
+    clip = trainer.clip
+
+    def look(run: Run) -> torch.Tensor:
+        norm = clip(run)
+        left = torch.stack([p.grad.norm() for p in run.model.parameters() if p.grad is not None]).norm()
+        found.append((float(norm), float(left)))
+        return norm
+
+    monkeypatch.setattr(trainer, "clip", look)
+    train("loose", max_grad_norm=1e6, num_epochs=1)
+    train("tight", max_grad_norm=0.01, num_epochs=1)
+    assert all(after == pytest.approx(before) and before > 0.01 for before, after in found[:3])
+    assert all(after == pytest.approx(0.01, rel=1e-3) for _, after in found[3:])
+    assert found[0][0] == found[3][0]  # what is reported is the norm before
+
+
 def test_the_token_embedding_learns_only_when_it_is_asked_to(train: Train, tiny_lm: Path) -> None:
     start = QwenLatentPRM(str(tiny_lm)).state_dict()["backbone.embed_tokens.weight"]
     for on in (False, True):
