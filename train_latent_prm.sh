@@ -110,6 +110,7 @@ echo "       $NUM_EPOCHS epochs, $BATCH_SIZE × $GRADIENT_ACCUMULATION_STEPS pat
     --seed "$SEED" \
     "$@"
 
+if [[ " $*" == *" --plan"* ]]; then exit; fi # nothing was written
 echo
 echo "Written: $where/best (use this one), final, epoch_N, checkpoint-N, training.log, training_stats.json"
 echo "Next:    SPLIT=test OUTPUT_DIR=prm_data_test bash collect_training_data.sh"

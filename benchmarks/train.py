@@ -131,8 +131,8 @@ class Options:
     """Optimizer steps in a turn. Left out: 3 on a CPU, 6 on a GPU."""
     warm: int = 2
     """Steps before them."""
-    compile: Literal["on", "off"] = "on"
-    """Of our layers, on CUDA."""
+    compile: Literal["on", "off"] | None = None
+    """Our layers. Left out: on a GPU. On a CPU compiled ones are one more line of the table."""
     minutes: float = 7.0
     """What would begin later is left out, and named."""
 
@@ -449,11 +449,12 @@ def compare(bench: Bench, data: Data) -> bool:
     total, size = max(FIRST, o.warm + o.repeats * turn), 4 * data.accumulation
     trees = data.trees(-(-total * size // data.paths), bench.width)
     common = {"num_epochs": 1, "gradient_accumulation_steps": data.accumulation, "dropout_prob": 0.0}
-    common |= {"context_dropout": 0.0, "compile": o.compile if bench.cuda else "off"}
+    common |= {"context_dropout": 0.0, "compile": (o.compile or "on") if bench.cuda else "off"}
     steps = bench.steps(data, trees, bench.settings(data, **common))
 
-    def ours(half: bool) -> Ours:
-        made = Ours(bench.settings(data, mixed_precision=half, **common), trees)
+    def ours(half: bool, **changes: Any) -> Ours:
+        made = Ours(bench.settings(data, mixed_precision=half, **common | changes), trees)
+        made.name += ", compiled" if changes else ""
         bench.give_head(made.run.model)
         return made
 
@@ -475,6 +476,7 @@ def compare(bench: Bench, data: Data) -> bool:
     else:
         makers = [exact[0], lambda: other(HuggingFace, torch.float32), exact[1]]
         makers += [lambda: ours(True)] * (bench.half is not torch.float32)
+        makers += [lambda: ours(True, compile="on")] * (o.compile == "on")
     contenders: list[Ours | Rival] = []
     peaks, times = [], []
     for make in makers:
@@ -505,14 +507,14 @@ def table(
     data: Data, items: Sequence[Lesson], contenders: Sequence[Ours | Rival], peaks: list[str], times: list[list[float]]
 ) -> None:
     """Print a line to each; the first is what the others are held against."""
-    print(f"{'':<22}{'s/step':>9}{'samples/s':>11}{'tokens/s':>10}{'peak':>10}{'x plain':>9}{'losses apart':>14}")
+    print(f"{'':<24}{'s/step':>9}{'samples/s':>11}{'tokens/s':>10}{'peak':>10}{'x plain':>9}{'losses apart':>14}")
     for k, one in enumerate(contenders):
         seconds = statistics.median(row[k] for row in times)
         ratio = statistics.median(row[0] / row[k] for row in times)
         tokens = computed(items, shared=isinstance(one, Ours)) / seconds
         gap = difference(one.losses, contenders[0].losses)
         samples = 4 * data.accumulation / seconds
-        print(f"{one.name:<22}{seconds:>9.4f}{samples:>11.1f}{tokens:>10.0f}{peaks[k]:>10}{ratio:>9.1f}{gap:>14.1e}")
+        print(f"{one.name:<24}{seconds:>9.4f}{samples:>11.1f}{tokens:>10.0f}{peaks[k]:>10}{ratio:>9.1f}{gap:>14.1e}")
 
 
 def floor(bench: Bench, ours: Ours, tokens: int, seconds: float) -> None:
@@ -536,7 +538,7 @@ def floor(bench: Bench, ours: Ours, tokens: int, seconds: float) -> None:
 def guides_run(bench: Bench, data: Data) -> None:
     """Print the time of 1,000 samples x 5 epochs with the guide's settings, after an epoch to warm up."""
     trees = data.trees(-(-1000 // data.paths), bench.width)
-    options = bench.settings(data, num_epochs=6, compile=bench.options.compile if bench.cuda else "off")
+    options = bench.settings(data, num_epochs=6, compile=(bench.options.compile or "on") if bench.cuda else "off")
     seconds, done = 0.0, 0
     with peak_of(bench.device) as peak:
         ours = Ours(options, trees)

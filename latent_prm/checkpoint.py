@@ -11,7 +11,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from latent_prm import files, tuning
+from latent_prm.memory import spell
 from latent_prm.model import QwenLatentPRM
 from latent_prm.ranks import spread_moments, whole
 
@@ -90,14 +91,18 @@ class Moment:
         questions: Mapping[str, Sequence[str]],
         history: Sequence[Mapping[str, Any]] = (),
         origin: Mapping[str, Any] | None = None,
+        keep: bool = True,
     ) -> Moment:
-        """Copied from where it is, and put together where it is spread over processes, all of which must call this."""
+        """Copied from where it is, and put together where it is spread over processes, all of which must call this.
+
+        Those that do not ``keep`` it have only taken part.
+        """
         adapter = tuning.adapter_state(model)
         return cls(
             model=model,
-            weights=whole(tuning.merged_state(model)),
-            adapter=None if adapter is None else whole(adapter),
-            optimizer=None if optimizer is None else whole(optimizer.state_dict()),
+            weights=whole(tuning.merged_state(model), keep),
+            adapter=None if adapter is None else whole(adapter, keep),
+            optimizer=None if optimizer is None else whole(optimizer.state_dict(), keep),
             scheduler=copy.deepcopy(scheduler.state_dict()),
             state=copy.deepcopy(state),
             questions=questions,
@@ -137,6 +142,12 @@ def save_checkpoint(folder: str | Path, moment: Moment) -> None:
         named = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
         raise ValueError(f"{folder} was not written: NaN or infinite weights ({named}). Type a lower --learning_rate.")
 
+    needed = sum(tensor.nbytes for tensor in _tensors([moment.weights, moment.optimizer, moment.adapter]))
+    Path(folder).parent.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(Path(folder).parent).free) < needed:
+        way_out = "Type --save_total_limit 1 or --no-save_optimizer, or another --output_dir."
+        raise OSError(f"{folder} needs {spell(needed)}, but only {spell(free)} are free. {way_out}")
+
     def write(temp: Path) -> None:
         tensors = {"pytorch_model.bin": moment.weights, "optimizer.pt": moment.optimizer, "adapter.pt": moment.adapter}
         hashed = {name: files.save_tensors(held, temp / name) for name, held in tensors.items() if held is not None}
@@ -154,6 +165,14 @@ def save_checkpoint(folder: str | Path, moment: Moment) -> None:
         files.save_json({"format": FORMAT, "files": listed, **(moment.origin or {})}, temp / "manifest.json")
 
     files.commit_folder(folder, write)
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, (Mapping, list, tuple)):
+        for item in state.values() if isinstance(state, Mapping) else state:
+            yield from _tensors(item)
 
 
 def save_history(entries: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -94,6 +94,10 @@ def split(items: Sequence[Lesson], size: float, seed: int) -> tuple[list[Lesson]
     Trees of one question, known by its text, stay on one side.
     """
     digests = sorted({question_digest(item.tree.question) for item in items})
+    if 1 < len(digests) <= size:
+        raise ValueError(
+            f"--val_size is {size:g}, but there are {len(digests)} questions. Type fewer, or a share: 0.1."
+        )
     kept = set(
         chance(seed, "split").sample(digests, min(round(size if size >= 1 else size * len(digests)), len(digests) - 1))
     )

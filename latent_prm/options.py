@@ -267,7 +267,7 @@ class TrainOptions:
     gradient_accumulation_steps: int = 4
     """Batches per optimizer step."""
     max_grad_norm: float = 1.0
-    """The gradient's norm is clipped here."""
+    """The gradient's norm is clipped here. 0: nowhere."""
     pooling_strategy: Pooling = "mean"
     """How the latents of a chain become one state: mean, last or max."""
     dropout_prob: float = 0.1
@@ -311,7 +311,8 @@ class TrainOptions:
     device: Device = "auto"
     """cuda, cpu, or auto: CUDA when there is one, else the CPU, said aloud."""
     mixed_precision: bool = True
-    """Autocast: bfloat16 where the device has it, else float16 on CUDA, else none. Parameters stay float32."""
+    """Autocast: bfloat16 where the device has it, else float16 on CUDA, else none. Parameters stay
+    float32, but with adamw_bf16_sr all is bfloat16."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, a third more time."""
     compile: Literal["auto", "on", "off"] = "auto"

@@ -38,8 +38,9 @@ class PackedBatch:
     """K pairs (index of the tree in what was packed, index of the path in the tree), in the order of ``chains``."""
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The same batch on another device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        """The same batch on another device, but for ``token_ids``: these are looked up wherever the embedding is."""
+        own = {name: value for name, value in vars(self).items() if isinstance(value, Tensor) and name != "token_ids"}
+        moved = {name: value.to(device, non_blocking=True) for name, value in own.items()}
         return replace(self, **moved)
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -39,7 +40,8 @@ class Ranks:
 
     def __init__(self, device: torch.device) -> None:
         self.device = local_device(device)
-        self.state = PartialState(cpu=device.type == "cpu")
+        # The first process reads all data through once before it says what the run is made of.
+        self.state = PartialState(cpu=device.type == "cpu", timeout=timedelta(hours=4))
         self.rank: int = self.state.process_index
         self.world: int = self.state.num_processes
 
@@ -120,18 +122,20 @@ class Ranks:
         return model
 
 
-def whole(state: Any) -> Any:
+def whole(state: Any, keep: bool = True) -> Any:
     """A state dict whose tensors are whole again, on the CPU, with storage of their own; all processes must take part.
 
-    What is not spread is copied: training may go on while the copy is written.
+    What is not spread is copied: training may go on while the copy is written. One that does not ``keep`` it gets None
+    for each tensor, and needs no memory for them.
     """
     if isinstance(state, DTensor):
-        return state.full_tensor().cpu()
+        full = state.full_tensor()
+        return full.cpu() if keep else None
     if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
+        return state.detach().to("cpu", copy=True) if keep else None
     if isinstance(state, Mapping):
-        return {key: whole(value) for key, value in state.items()}
-    return type(state)(whole(value) for value in state) if isinstance(state, (list, tuple)) else state
+        return {key: whole(value, keep) for key, value in state.items()}
+    return type(state)(whole(value, keep) for value in state) if isinstance(state, (list, tuple)) else state
 
 
 def spread_moments(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -150,10 +150,17 @@ class Run:
         if checkpoint:
             load_weights(checkpoint, model)
         self.num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        if options.gradient_checkpointing and options.tuning != "head":  # a frozen backbone keeps no activations
+        if options.gradient_checkpointing and (options.tuning != "head" or model.projection is not None):
             turn_on = getattr(model.backbone, "activation_checkpointing_enable", None)
             (turn_on or model.backbone.gradient_checkpointing_enable)({"use_reentrant": False})
-        model.to(self.device).train()
+        for part in model.backbone.modules():  # masks of their own would depend on how a step is packed
+            if isinstance(part, nn.Dropout):
+                part.p = 0.0
+            elif isinstance(getattr(part, "attention_dropout", None), float):
+                part.attention_dropout = 0.0
+        model.train()
+        if self.ranks.world == 1 or options.parallel == "ddp":  # FSDP moves it layer by layer
+            model.to(self.device)
         if self.ranks.world == 1 and not options.train_embeddings:
             model.backbone.get_input_embeddings().cpu()  # it is only looked up: that much less on a GPU
         return model
@@ -163,11 +170,14 @@ class Run:
         for layer in layers:
             layer.compile(dynamic=True)
         work = self.prepare(0, epoch_steps(self.train, 1, self.options)[0])
-        batch, _, self.dropout.keep = (item.to(self.device) for item in work.packs[0])
+        batch, _, keep = work.packs[0]
+        self.dropout.keep = keep.to(self.device)
         try:
             with self.autocast():
-                logits = self.module(batch, work.objective.by_latent)
-            logits.value.sum().backward()
+                logits = self.model(
+                    batch.to(self.device), work.objective.by_latent
+                )  # not through DDP, which counts its calls
+            torch.stack([each.sum() for each in logits if each is not None]).sum().backward()
         except Exception as error:  # whatever compiler, driver or model cannot do: uncompiled, it still can
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             log.warning(f"[Trainer] The layers are not compiled, which is slower: {reason}")
@@ -260,7 +270,10 @@ def save(run: Run, names: Sequence[str]) -> None:
     run.state.scaler = run.scaler.state_dict()
     optimizer = None if is_light(run, first) else run.optimizer
     kept = (run.questions, run.entries, run.origin)
-    moment = Moment.of(run.model, optimizer, run.scheduler, run.state, *kept)
+    run.keeper.wait()  # before another copy is made
+    if run.ranks.world > 1 and run.options.parallel == "ddp" and not run.ranks.first:
+        return  # what the others have is the same
+    moment = Moment.of(run.model, optimizer, run.scheduler, run.state, *kept, keep=run.ranks.first)
     if run.ranks.first:
         run.keeper.keep(lambda: write(run, moment, first, others))
 

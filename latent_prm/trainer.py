@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import signal
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
@@ -30,7 +32,7 @@ from latent_prm.options import TrainOptions
 from latent_prm.packing import pack
 from latent_prm.pretrained import pick_device
 from latent_prm.ranks import Ranks
-from latent_prm.run import Run, names_of_epoch, new_run_folder, opened, place, save
+from latent_prm.run import Run, names_of_epoch, opened, place, save
 from latent_prm.shards import load_trees
 from latent_prm.stopping import gathered
 from latent_prm.watching import Pace, check, validation_figures
@@ -50,13 +52,15 @@ def main(options: TrainOptions) -> Path:
     """
     if options.plan:
         sizing.plan(options)
-        return new_run_folder(options.output_dir)
+        return Path(options.output_dir or "checkpoints")
     check(options.report_to)
     ranks = Ranks(pick_device(options.device))
     where = ranks.same(place(options) if ranks.first else None)
     assert where is not None
     if where.finished:
-        print(f"{where.folder} is finished (there is {resuming.FINISHED}): there is nothing to resume.")
+        if ranks.first:
+            done = f"{where.folder} is finished (there is {resuming.FINISHED}): there is nothing to resume."
+            print(f"{done} Type another --output_dir to begin anew.")
         return where.folder
     skipped_files: list[str] = []
     trees = load_trees(options.data_dir, options.skip_bad_files, skipped_files)
@@ -66,7 +70,9 @@ def main(options: TrainOptions) -> Path:
             with gathered() as stop, run.writing():
                 for epoch in range(max(1, run.state.epoch), options.num_epochs + 1):
                     train_epoch(run, epoch, stop)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+                raise
             raise ValueError(out_of_memory(options)) from error
         report(run)
     return where.folder
@@ -96,7 +102,9 @@ def train_epoch(run: Run, epoch: int, stop: Sequence[signal.Signals]) -> None:
             bar.set_postfix_str(f"loss={taught.loss:.4f}, lr={lr:.2e}", refresh=False)
             if state.step % options.logging_steps == 0:
                 tell(run, taught, lr, pace)
-            came = run.ranks.same(stop[:1])  # looked at once: one that comes while saving is for the next step
+            came = run.ranks.gather(stop[:1])[
+                :1
+            ]  # whoever was told; looked at once: one that comes while saving is for the next step
             names = after_step(run, last=state.epoch_steps == len(steps))
             if (state.step % options.save_steps == 0 or came) and f"checkpoint-{state.step}" not in names:
                 names = [f"checkpoint-{state.step}", *names]
@@ -124,22 +132,28 @@ def optimizer_step(run: Run, work: Work) -> Taught:
     Raises ValueError, with the weights untouched, when a prediction or the gradient is not finite.
     """
     objective, ranks = work.objective, run.ranks
-    run.throw("backbone")  # some have a dropout of their own
-    for number in range(ranks.most(len(work.packs))):
+    finite: list[Tensor] = []
+    rounds = ranks.most(len(work.packs))
+    for number in range(rounds):
         batch, held, keep = work.packs[min(number, len(work.packs) - 1)]
+        if isinstance(run.module, DistributedDataParallel):
+            run.module.require_backward_grad_sync = number == rounds - 1  # gradients meet once
         run.dropout.keep = keep.to(run.device, non_blocking=True)
         with run.autocast():
             logits = run.module(batch.to(run.device), objective.by_latent)
         if work.idle or number >= len(work.packs):  # the others have more, and what is spread computes together
             share = torch.stack([each.sum() for each in logits if each is not None]).sum() * 0
         else:
-            if not all(each.isfinite().all() for each in logits if each is not None):
-                raise ValueError(not_finite("prediction", run, [work.items[i] for i, _ in batch.paths]))
+            finite.append(torch.stack([each.isfinite().all() for each in logits if each is not None]).all())
             share = objective.share(logits, held.to(run.device))
         run.scaler.scale(share * ranks.world).backward()  # gradients come out as the mean over the processes
+    for found, (batch, *_) in zip(finite, work.packs, strict=False):  # looked at here, so that a GPU is waited for once
+        if not found:
+            raise ValueError(not_finite("prediction", run, [work.items[i] for i, _ in batch.paths]))
     run.scaler.unscale_(run.optimizer)
     norm = clip(run)
-    if not norm.isfinite() and not run.scaler.is_enabled():  # a scaler skips such a step and lowers its scale
+    # A scaler skips such a step and lowers its scale; one that is low already has not helped.
+    if not norm.isfinite() and (not run.scaler.is_enabled() or run.scaler.get_scale() < 1):
         raise ValueError(not_finite("gradient", run, work.items))
     run.throw("rounding")
     run.scaler.step(run.optimizer)
@@ -193,7 +207,10 @@ def after_step(run: Run, last: bool) -> list[str]:
     if run.validation and (last or due):
         figures = validate(run)
         state.val_losses.append(figures["val_loss"])
-        better = compare(run, figures["val_loss"], "validation", last)
+        by, watched = "validation", figures["val_loss"]
+        if not {"mse", "bce"} & run.loss_terms.keys() and "val_auroc" in figures:
+            by, watched = "validation ranking", 1 - figures["val_auroc"]  # such logits are free up to a shift
+        better = compare(run, watched, by, last)
         if options.early_stopping_patience and state.stale >= options.early_stopping_patience:
             log.info(f"[Trainer] Stopped early: {state.stale} validations without a lower loss.")
             state.finished = True
@@ -260,6 +277,7 @@ def num_latents(item: Lesson) -> int:
 def obey(came: signal.Signals, run: Run, name: str) -> None:
     """Leave as the signal asks, with all written: exit code 130 for Ctrl-C, 143 for SIGTERM."""
     run.keeper.wait()
+    run.ranks.same(None)  # a launcher kills the others when one has left
     log.warning(f"[Trainer] {came.name}: stopped after step {run.state.step}, kept in {run.folder / name}")
     if came is signal.SIGINT:
         raise KeyboardInterrupt
@@ -279,6 +297,7 @@ def report(run: Run) -> None:
         "best_loss": state.best["loss"],
         "best": {**state.best, "checkpoint": str(best)},
         "training_time": round(time.monotonic() - run.started, 3),
+        "resumed": run.options.resume is not None,
         "samples": run.samples,
         "questions": {side: len(questions) for side, questions in run.questions.items()},
         "truncated_chains": run.truncated,

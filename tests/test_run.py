@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from conftest import save_family
 
 from latent_prm import run as run_room
 from latent_prm import shards, trainer
@@ -294,3 +296,36 @@ def test_what_does_not_go_together_is_refused(typed: dict[str, Any], said: str, 
     with pytest.raises(ValueError, match=said.replace("(", r"\(")):
         train("run", **typed)
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("*/"))
+
+
+def test_more_validation_questions_than_there_are_is_refused(train: Train) -> None:
+    with pytest.raises(ValueError, match="--val_size is 500, but there are 8 questions"):
+        train("run", val_size=500)
+
+
+def test_a_loss_that_only_ranks_is_judged_by_its_ranking(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = iter([{"val_loss": 0.2, "val_auroc": 0.6}, {"val_loss": 0.3, "val_auroc": 0.7}] * 2)
+    monkeypatch.setattr(trainer, "validate", lambda run: next(figures))
+    for loss, best in (("listwise", 2), ("listwise+0.1*mse", 1)):
+        stats = json.loads((train(loss, loss=loss) / "training_stats.json").read_text())
+        assert stats["best"]["epoch"] == best
+        assert stats["best"]["loss"] == pytest.approx(0.3 if best == 2 else 0.2)
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match=r"needs .* but only .* are free. Type --save_total_limit 1"):
+        train("run")
+    assert not list((tmp_path / "run").glob("*/"))
+
+
+def test_a_backbones_own_dropout_is_off_so_that_packs_change_nothing(
+    train: Train, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = save_family(tmp_path_factory.mktemp("gpt2"), "gpt2")
+    runs = [train(f"{n}", model_path=str(folder), pack_tokens=n, dropout_prob=0.3, logging_steps=1) for n in (4096, 30)]
+    for one, other in zip(*map(lines, runs), strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
