@@ -174,9 +174,8 @@ class Run:
         self.dropout.keep = keep.to(self.device)
         try:
             with self.autocast():
-                logits = self.model(
-                    batch.to(self.device), work.objective.by_latent
-                )  # not through DDP, which counts its calls
+                # Not through DDP, which counts its calls.
+                logits = self.model(batch.to(self.device), work.objective.by_latent)
             torch.stack([each.sum() for each in logits if each is not None]).sum().backward()
         except Exception as error:  # whatever compiler, driver or model cannot do: uncompiled, it still can
             reason = (str(error).splitlines() or [type(error).__name__])[0]

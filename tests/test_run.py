@@ -137,6 +137,8 @@ def test_gradient_checkpointing_changes_nothing_of_what_is_learned(train: Train)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's compiler warns of itself
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_compiled_layers_learn_the_same(train: Train) -> None:
     plain, compiled = (train(on, compile=on, logging_steps=1) for on in ("off", "on"))
     for one, other in zip(lines(plain), lines(compiled), strict=True):
