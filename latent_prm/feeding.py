@@ -66,6 +66,7 @@ def prepare(
     dropout: float,
     shared: bool,
     share: Callable[[Sequence[int]], list[int]],
+    multiple: int = 1,
 ) -> Work:
     """The work of the ``step``-th step (0: the first); ``share`` picks this process's part by the lessons' sizes."""
     seed = options.seed
@@ -82,6 +83,7 @@ def prepare(
         pack_tokens=options.pack_tokens,
         shared=shared,
         whole=objective.compares,
+        multiple=multiple,
     ):
         mask = keep[objective.rows(batch)]
         packs.append((batch, objective.prepare(batch), mask[:, None] if objective.by_latent else mask))

@@ -81,13 +81,15 @@ def pack(
     pack_tokens: int = 2048,
     shared: bool = True,
     whole: bool = False,
+    multiple: int = 1,
 ) -> Iterator[PackedBatch]:
     """Cut trees into batches of about ``pack_tokens`` columns; a tree is never cut: a large one makes a larger batch.
 
     ``contexts`` are the token ids that stand before each tree's latents (none: an empty list), ``wanted`` the paths of
     each tree whose scores are to be read (all). A chain of more than ``max_seq_length`` latents loses those at the root
     end, and is then computed by itself. ``shared=False`` computes every path by itself, for backbones that cannot be
-    packed; that may cut a tree, but with ``whole`` it never does: each tree is then a batch of its own.
+    packed; that may cut a tree, but with ``whole`` it never does: each tree is then a batch of its own. Rows are made a
+    ``multiple`` of so many columns wide: a GPU's kernels like few and even widths.
     """
     blocks: list[_Block] = []
     for number, tree in enumerate(trees):
@@ -97,11 +99,11 @@ def pack(
     if whole and not shared:
         for _, own in groupby(blocks, key=lambda block: block.tree):
             rows = [[block] for block in own]
-            yield _lay_out(rows, max(block.size for (block,) in rows))
+            yield _lay_out(rows, _rounded_up(max(block.size for (block,) in rows), multiple))
         return
     blocks.sort(key=lambda block: -block.size)  # stable: the layout depends on the trees alone
     while blocks:
-        width = blocks[0].size
+        width = _rounded_up(blocks[0].size, multiple)
         rows: list[list[_Block]] = [[] for _ in range(max(1, pack_tokens // width))]
         room, left = [width] * len(rows), []
         for block in blocks:
@@ -113,6 +115,10 @@ def pack(
                 room[row] -= block.size
         yield _lay_out([row for row in rows if row], width)
         blocks = left
+
+
+def _rounded_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
 
 
 def _block(

@@ -203,6 +203,7 @@ class Run:
             dropout=self.dropout.p,
             shared=self.model.shares,
             share=self.ranks.share,
+            multiple=64 if self.device.type == "cuda" else 1,
         )
 
     def throw(self, what: str) -> None:

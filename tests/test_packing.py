@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path as Folder
 
 import pytest
 import torch
 
+from latent_prm.model import QwenLatentPRM
 from latent_prm.packing import PackedBatch, pack
 from latent_prm.tree import Path, ReasoningTree
 
@@ -140,3 +142,16 @@ def test_the_layout_depends_on_the_trees_alone(make_tree: Trees):
     for one_batch, same in zip(first, again, strict=True):
         assert one_batch.paths == same.paths
         assert torch.equal(one_batch.mask, same.mask) and torch.equal(one_batch.latents, same.latents)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_rows_of_even_widths_are_padded_and_no_score_changes(make_tree: Trees, tiny_lm: Folder, shared: bool):
+    model, trees = QwenLatentPRM(tiny_lm).eval(), [make_tree(seed) for seed in range(3)]
+    model.shares = shared
+    found: list[dict[tuple[int, int], float]] = []
+    for multiple in (1, 64):
+        packs = list(pack(trees, [[3, 4, 5]] * 3, shared=shared, pack_tokens=80, multiple=multiple))
+        assert all(batch.positions.shape[1] % multiple == 0 for batch in packs)
+        with torch.no_grad():
+            found.append({p: s for b in packs for p, s in zip(b.paths, model(b).value.tolist(), strict=True)})
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
