@@ -292,7 +292,12 @@ def script(tmp_path: Path, tiny_lm: Path, *typed: str, **environment: str) -> su
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "PYTHONWARNINGS": "error", **environment}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "script.py", *typed], cwd=tmp_path, env=env, **pipes)
+    # Where tests run in the background, Ctrl-C is ignored, and a child would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen([sys.executable, "script.py", *typed], cwd=tmp_path, env=env, **pipes)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow
