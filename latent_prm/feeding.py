@@ -72,7 +72,7 @@ def prepare(
     seed = options.seed
     objective = StepLoss(items, options, lambda *path: chance(seed, "disorder", step, *path))
     keep = dropout_mask(objective.num_paths, hidden_size, dropout, chance(seed, "dropout", step).getrandbits(63))
-    own = share([len(item.context) + sum(len(path.latents) for path in item.tree.paths) for item in items])
+    own = share([item.num_tokens for item in items])
     wanted = [paths if i in set(own or [0]) else [] for i, paths in enumerate(objective.wanted)]
     packs = []
     for batch in pack(

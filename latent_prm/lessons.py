@@ -33,6 +33,11 @@ class Lesson(NamedTuple):
     counts: Mapping[int, tuple[int, int]] = {}
     """By path, where known and where the target is the prm_score: k of M answers right."""
 
+    @property
+    def num_tokens(self) -> int:
+        """What its tree is computed from: tokens in front, and latents."""
+        return len(self.context) + sum(len(path.latents) for path in self.tree.paths)
+
     @classmethod
     def of(cls, tree: ReasoningTree, use_prm_score: bool = True) -> Lesson:
         """A tree with the target of each of its noisy paths: its prm_score, or its label-free score.
@@ -98,9 +103,8 @@ def split(items: Sequence[Lesson], size: float, seed: int) -> tuple[list[Lesson]
         raise ValueError(
             f"--val_size is {size:g}, but there are {len(digests)} questions. Type fewer, or a share: 0.1."
         )
-    kept = set(
-        chance(seed, "split").sample(digests, min(round(size if size >= 1 else size * len(digests)), len(digests) - 1))
-    )
+    count = round(size if size >= 1 else size * len(digests))
+    kept = set(chance(seed, "split").sample(digests, min(count, len(digests) - 1)))
     if not kept:
         log.warning(
             f"[Trainer] No validation: --val_size {size:g} of {len(digests)} question(s) is none. "

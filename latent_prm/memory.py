@@ -6,11 +6,14 @@ This room hides the arithmetic. `benchmarks/collect.py` compares it with the pea
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
+from rich.table import Table
 
 from latent_prm.growth import Growth
 
@@ -106,6 +109,16 @@ def held() -> int:
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def bill(rows: Mapping[str, object]) -> Table:
+    """Names on the left, what they come to on the right, for the terminal."""
+    table = Table(box=box.SIMPLE, show_header=False, show_edge=False, pad_edge=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    return table
 
 
 def spell(size: float) -> str:

@@ -42,6 +42,10 @@ class Logits(NamedTuple):
     correctness: Float[Tensor, "K ..."] | None
     """Its sigmoid is the chance of being right so far: that a path can still end right. None without a second head."""
 
+    def total(self) -> Float[Tensor, ""]:
+        """Their sum: a number that every parameter has a gradient of."""
+        return torch.stack([each.sum() for each in self if each is not None]).sum()
+
 
 class QwenLatentPRM(nn.Module):
     """Latents (and the question's text) → backbone → pooling over the chain's latents → one bias-free linear layer.

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from latent_prm.growth import Growth
-from latent_prm.memory import held, spell
+from latent_prm.memory import bill, held, spell
 from latent_prm.options import CollectOptions
 from latent_prm.reasoner import Reasoner, batch_size
 from latent_prm.tasks import Question
@@ -85,12 +85,7 @@ def _figures(
         "disk": f"{spell(per_question * total) if total else spell(per_question) + ' a question'}, "
         f"{spell(disk_usage(_there(options.output_dir)).free)} free",
     }
-    table = Table(box=box.SIMPLE, show_header=False, show_edge=False, pad_edge=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, value in rows.items():
-        table.add_row(name, str(value))
-    return table
+    return bill(rows)
 
 
 def _there(folder: str) -> Path:

@@ -176,7 +176,7 @@ class Run:
             with self.autocast():
                 # Not through DDP, which counts its calls.
                 logits = self.model(batch.to(self.device), work.objective.by_latent)
-            torch.stack([each.sum() for each in logits if each is not None]).sum().backward()
+            logits.total().backward()
         except Exception as error:  # whatever compiler, driver or model cannot do: uncompiled, it still can
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             log.warning(f"[Trainer] The layers are not compiled, which is slower: {reason}")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -24,7 +23,7 @@ from latent_prm.demo import reader_folder
 from latent_prm.files import BadFile
 from latent_prm.growth import NUM_PATHS
 from latent_prm.lessons import Lesson
-from latent_prm.memory import held, spell
+from latent_prm.memory import bill, held, spell
 from latent_prm.optimizers import autocast_dtype
 from latent_prm.options import TrainOptions
 from latent_prm.packing import pack
@@ -424,12 +423,7 @@ def _table(machine: Machine, options: TrainOptions) -> Table:
     own = CUDA_ITSELF if machine.device.type == "cuda" else held()
     rows["CUDA itself" if machine.device.type == "cuda" else "Python and libraries"] = own
     rows["at the largest moment, as typed"] = machine.takes(options) + own
-    table = Table(box=box.SIMPLE, show_header=False, show_edge=False, pad_edge=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, size in rows.items():
-        table.add_row(name, spell(size))
-    return table
+    return bill({name: spell(size) for name, size in rows.items()})
 
 
 def _verdict(machine: Machine, options: TrainOptions) -> str:

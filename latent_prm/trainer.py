@@ -102,9 +102,8 @@ def train_epoch(run: Run, epoch: int, stop: Sequence[signal.Signals]) -> None:
             bar.set_postfix_str(f"loss={taught.loss:.4f}, lr={lr:.2e}", refresh=False)
             if state.step % options.logging_steps == 0:
                 tell(run, taught, lr, pace)
-            came = run.ranks.gather(stop[:1])[
-                :1
-            ]  # whoever was told; looked at once: one that comes while saving is for the next step
+            # Whoever was told. Looked at once: a signal that comes while saving is for the next step.
+            came = run.ranks.gather(stop[:1])[:1]
             names = after_step(run, last=state.epoch_steps == len(steps))
             if (state.step % options.save_steps == 0 or came) and f"checkpoint-{state.step}" not in names:
                 names = [f"checkpoint-{state.step}", *names]
@@ -142,7 +141,7 @@ def optimizer_step(run: Run, work: Work) -> Taught:
         with run.autocast():
             logits = run.module(batch.to(run.device), objective.by_latent)
         if work.idle or number >= len(work.packs):  # the others have more, and what is spread computes together
-            share = torch.stack([each.sum() for each in logits if each is not None]).sum() * 0
+            share = logits.total() * 0
         else:
             finite.append(torch.stack([each.isfinite().all() for each in logits if each is not None]).all())
             share = objective.share(logits, held.to(run.device))
@@ -249,7 +248,7 @@ def validate(run: Run) -> dict[str, float]:
     """
     items, options, found = run.validation, run.options, []
     trees, contexts = [item.tree for item in items], [item.context for item in items]
-    own = set(run.ranks.share([num_latents(item) + len(item.context) for item in items]))
+    own = set(run.ranks.share([item.num_tokens for item in items]))
     size = {"max_seq_length": options.max_seq_length, "pack_tokens": options.pack_tokens, "shared": run.model.shares}
     wanted = [list(item.targets) if i in own else [] for i, item in enumerate(items)]
     idle = next(pack(trees[:1], contexts[:1], wanted=[list(items[0].targets)[:1]], **size))
@@ -264,11 +263,6 @@ def validate(run: Run) -> dict[str, float]:
     if not math.isfinite(figures["val_loss"]):
         raise ValueError(not_finite("validation loss", run, items))
     return figures
-
-
-def num_latents(item: Lesson) -> int:
-    """Latents in its tree."""
-    return sum(len(path.latents) for path in item.tree.paths)
 
 
 # --- after ------------------------------------------------------------------------------------------------------------
