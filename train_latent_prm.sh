@@ -28,6 +28,8 @@ MAX_SEQ_LENGTH=512                 # latents of a chain that are read
 USE_PRM_SCORE=true                 # false: learn the label-free score
 LOSS="mse"                         # mse, bce, listwise, pairwise, order, or a sum as "bce+0.5*listwise"
 SUPERVISE="paths"                  # a path's target at its last latent; steps: at every latent
+READS="fed"                        # of a path: fed, hidden, tip, answer, with commas
+SEES="chain"                       # tree: a path is judged beside its siblings
 
 # Logging and saving
 RESUME=""                          # auto, or a run's folder: go on with a run that was stopped
@@ -99,7 +101,7 @@ echo "       $NUM_EPOCHS epochs, $BATCH_SIZE × $GRADIENT_ACCUMULATION_STEPS pat
     --max_seq_length "$MAX_SEQ_LENGTH" \
     "$use_prm_score" \
     --loss "$LOSS" \
-    --supervise "$SUPERVISE" \
+    --supervise "$SUPERVISE" --reads "$READS" --sees "$SEES" \
     --save_steps "$SAVE_STEPS" \
     --logging_steps "$LOGGING_STEPS" \
     --log_level "$LOG_LEVEL" \

@@ -30,7 +30,11 @@ COMMANDS = {
     "tune-noise": Command("tuner", "TuneNoiseOptions", "find the noise that mixes right and wrong paths most"),
     "train": Command("trainer", "TrainOptions", "train a latent process reward model on shards"),
     "evaluate": Command("evaluator", "EvaluateOptions", "measure how much a PRM improves the choice among paths"),
-    "solve": Command("solver", "SolveOptions", "answer one question and show the vote"),
+    "solve": Command("solver", "SolveOptions", "answer one question, with its probability, and show the vote"),
+    "steer": Command(
+        "steerer", "SteerOptions", "let a scorer steer the thinking, and measure accuracy against compute"
+    ),
+    "experiment": Command("experiment", "ExperimentOptions", "train and measure a grid of PRMs, into one table"),
     "inspect": Command("inspector", "InspectOptions", "print what a folder of shards holds"),
     "convert": Command("converter", "ConvertOptions", "turn another program's nested .pt files into shards"),
 }

@@ -31,11 +31,13 @@ _COLUMNS: dict[str, tuple[Any, str, Callable[[Any], Any] | None]] = {
     "questions": (str, "Q", attrgetter("question")),
     "golds": (str, "Q", attrgetter("gold")),
     "tasks": (str, "Q", attrgetter("task")),
+    "steps": (str, "Q", lambda tree: "\n".join(tree.steps)),
     "agent_names": (str, "G", None),
     "answer_texts": (str, "A", attrgetter("text")),
     "answer_values": (str, "A", attrgetter("value")),
     "answer_correct": (torch.bool, "A", attrgetter("correct")),
     "answer_truncated": (torch.bool, "A", attrgetter("truncated")),
+    "answer_log_probabilities": (torch.float32, "A", lambda answer: _known(answer.log_probability)),
     "parents": (torch.int64, "P", lambda path: -1 if path.parent is None else path.parent),
     "agents": (torch.int64, "P", None),
     "noise_free": (torch.bool, "P", attrgetter("noise_free")),
@@ -54,6 +56,27 @@ _COLUMNS: dict[str, tuple[Any, str, Callable[[Any], Any] | None]] = {
     "hidden_offsets": (torch.int64, "P+1", None),
     "answer_offsets": (torch.int64, "P+1", None),
 }
+
+
+_LATER: dict[str, tuple[str, Any]] = {"steps": ("Q", ""), "answer_log_probabilities": ("A", math.nan)}
+"""Columns that the first shards lack: the axis of each, and what stands there when nothing is known."""
+
+
+def completed(data: Any) -> Any:
+    """A shard's data with the columns that it lacks only because it was written before there were any."""
+    if type(data) is not dict or not {"questions", "answer_texts"} <= data.keys():
+        return data  # no shard: `check` says so
+    sizes = {"Q": len(data["questions"]), "A": len(data["answer_texts"])}
+    later = {
+        name: [empty] * sizes[axis] if type(empty) is str else torch.full((sizes[axis],), empty)
+        for name, (axis, empty) in _LATER.items()
+        if name not in data
+    }
+    return data | later
+
+
+def _known(number: float | None) -> float:
+    return math.nan if number is None else number
 
 
 def pack(trees: list[ReasoningTree]) -> dict[str, Any]:
@@ -113,11 +136,12 @@ def unpack(data: dict[str, Any]) -> list[ReasoningTree]:
     """The trees in checked columns; their tensors are views of the columns."""
     small = [name for name, (_, axes, _) in _COLUMNS.items() if "D" not in axes]
     column = {name: data[name] if type(data[name]) is list else data[name].tolist() for name in small}
+    fields = ("texts", "values", "correct", "truncated", "log_probabilities")
     answers = [
-        Answer(text=text, value=value, correct=correct, truncated=truncated)
-        for text, value, correct, truncated in zip(
-            *(column[f"answer_{field}"] for field in ("texts", "values", "correct", "truncated")), strict=True
+        Answer(
+            text=text, value=value, correct=correct, truncated=cut, log_probability=None if math.isnan(sure) else sure
         )
+        for text, value, correct, cut, sure in zip(*(column[f"answer_{field}"] for field in fields), strict=True)
     ]
     latents, hidden = _runs(data["latents"], column["latent_offsets"]), _runs(data["hidden"], column["hidden_offsets"])
     paths = [
@@ -137,9 +161,16 @@ def unpack(data: dict[str, Any]) -> list[ReasoningTree]:
         for i, (parent, fed, meant) in enumerate(zip(column["parents"], latents, hidden, strict=True))
     ]
     return [
-        ReasoningTree(question_id=name, question=question, gold=gold, task=task, paths=paths[start:end])
-        for name, question, gold, task, (start, end) in zip(
-            *(column[name] for name in ("question_ids", "questions", "golds", "tasks")),
+        ReasoningTree(
+            question_id=name,
+            question=question,
+            gold=gold,
+            task=task,
+            paths=paths[start:end],
+            steps=tuple(steps.split("\n")) if steps else (),
+        )
+        for name, question, gold, task, steps, (start, end) in zip(
+            *(column[name] for name in ("question_ids", "questions", "golds", "tasks", "steps")),
             pairwise(column["path_offsets"]),
             strict=True,
         )

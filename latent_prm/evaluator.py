@@ -8,47 +8,30 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Float
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-
+from latent_prm import confidence
+from latent_prm.doubt import lower_bounds
+from latent_prm.evaluation import Evaluation, Scored, Scores, evaluate, offered, pool_of
 from latent_prm.files import load_json, save_json
 from latent_prm.grading import question_digest
-from latent_prm.metrics import CHOSEN, METHODS, MOST_SUBSETS, Comparison, Interval, Method, Pool, compare
 from latent_prm.model import QwenLatentPRM
 from latent_prm.options import BUILTIN, EvaluateOptions
-from latent_prm.plots import LABELS, NoMatplotlib, accuracy_curve, calibration_curve
+from latent_prm.plots import NoMatplotlib, accuracy_curve, calibration_curves, coverage_picture, steps_curve
 from latent_prm.pretrained import pick_device
-from latent_prm.selector import candidates
+from latent_prm.rivals import RIVALS, controls, fit_rivals, score_all
 from latent_prm.shards import load_trees
+from latent_prm.tables import print_evaluation, verdict
 from latent_prm.tree import ReasoningTree
+from latent_prm.truth import step_scores
+
+__all__ = ["Evaluation", "evaluate", "main", "measure", "print_evaluation", "save", "verdict"]
 
 log = logging.getLogger(__name__)
-
-ALL = "all tasks"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """What `evaluate` found."""
-
-    comparisons: dict[str, Comparison]
-    """One per task; where there are several, also one of all together, which stands last."""
-    skipped: dict[str, int]
-    """Why questions were left out, and how many."""
-
-    @property
-    def overall(self) -> Comparison:
-        """All questions together."""
-        return list(self.comparisons.values())[-1]
 
 
 def main(options: EvaluateOptions) -> Evaluation:
@@ -62,91 +45,118 @@ def main(options: EvaluateOptions) -> Evaluation:
     print_evaluation(evaluation)
     facts = {"options": asdict(options), "bad_files": bad_files, "seconds": round(time.time() - started, 1)}
     save(evaluation, output_folder(options), facts)
+    save_confidences(evaluation, options)
     return evaluation
 
 
 def measure(options: EvaluateOptions) -> tuple[Evaluation, list[str]]:
     """Load, score and compare; also the files that were left out, in words. Raises as `main`."""
-    checkpoint = checkpoint_folder(options)
+    folders = [checkpoint_folder(checkpoint) for checkpoint in options.checkpoint]
     bad_files: list[str] = []
-    trees, seen = unseen(load_trees(options.data_dir, options.skip_bad_files, bad_files), checkpoint)
-    model = QwenLatentPRM.from_pretrained(checkpoint, device=pick_device(options.device))
-    check_width(model, trees[0], options)
-    context = None if options.context is None else options.context == "question"
-    scores = model.score_trees(trees, context=context, pack_tokens=options.pack_tokens)
-    skipped = {"seen in training": seen}
-    return evaluate(trees, scores, num_bootstrap=options.num_bootstrap, seed=options.seed, skipped=skipped), bad_files
+    trees, seen = unseen(load_trees(options.data_dir, options.skip_bad_files, bad_files), folders)
+    apart = others(options.calibrate_on, trees, options, folders)
+    said, fitted = [], []
+    for folder in folders:
+        model = QwenLatentPRM.from_pretrained(folder, device=pick_device(options.device))
+        for tree in (trees[0], *apart[:1]):
+            check_width(model, tree, options)
+        said.append(listen(model, trees, options))
+        if apart:
+            pool = pool_of(apart, *_opinions(model, apart, options))
+            fitted.append(confidence.fit(pool, options.seed, options.num_bootstrap))
+    evaluation = evaluate(
+        trees,
+        together(said, rivals(trees, options)),
+        confidences=fitted or None,
+        num_bootstrap=options.num_bootstrap,
+        seed=options.seed,
+        skipped={"seen in training": seen},
+    )
+    return evaluation, bad_files
 
 
-def evaluate(
-    trees: Sequence[ReasoningTree],
-    scores: Sequence[Float[Tensor, " _"]],
-    *,
-    num_bootstrap: int = 2000,
-    seed: int = 42,
-    skipped: dict[str, int] | None = None,
-) -> Evaluation:
-    """Compare the ways of choosing, per task and over all tasks. Nothing is read or written.
+# --- scoring --------------------------------------------------------------------------------------------------------
 
-    ``scores`` holds one predicted score per path of every tree, as `QwenLatentPRM.score_trees` returns them. Trees
-    without a graded noisy path are left out and counted, on top of what was ``skipped`` before.
-    Raises ValueError when no tree is left.
-    """
-    found = [(tree, candidates(tree, s)) for tree, s in zip(trees, scores, strict=True)]
-    kept = [(tree, offered) for tree, offered in found if offered.paths]
-    names = sorted({tree.task for tree, _ in kept})
-    groups = {name: [pair for pair in kept if pair[0].task == name] for name in names}
-    if len(groups) != 1:
-        groups[ALL] = kept
-    return Evaluation(
-        comparisons={
-            name: compare(
-                Pool(
-                    values=[offered.values for _, offered in group],
-                    correct=[np.array(offered.correct) for _, offered in group],
-                    scores=[np.array(offered.scores) for _, offered in group],
-                    noise_free=_noise_free([tree for tree, _ in group]),
-                ),
-                num_bootstrap,
-                seed,
-            )
-            for name, group in groups.items()
-        },
-        skipped={**(skipped or {}), "no graded path": len(found) - len(kept)},
+
+class Said(NamedTuple):
+    """What one PRM says of the paths."""
+
+    scores: Scores
+    lower: Scores | None
+    steps: Sequence[Any]
+    controls: dict[str, Scores]
+
+
+def listen(model: QwenLatentPRM, trees: Sequence[ReasoningTree], options: EvaluateOptions) -> Said:
+    """What a PRM says of whole paths, of how low they may be, after each latent, and of spoilt evidence."""
+    scores, lower = _opinions(model, trees, options)
+    context, size = _context(options), options.pack_tokens
+    spoilt: dict[str, Scores] = {}
+    if options.rivals and len({tree.question for tree in trees}) > 1:
+        spoilt = dict(controls(model, trees, options.seed, context=context, pack_tokens=size))
+    return Said(scores, lower, step_scores(model, trees, context=context, pack_tokens=size), spoilt)
+
+
+def _opinions(
+    model: QwenLatentPRM, trees: Sequence[ReasoningTree], options: EvaluateOptions
+) -> tuple[Scores, Scores | None]:
+    """The scores, and lower bounds of them; None where the PRM has no dropout or is not asked as it was trained."""
+    scores = model.score_trees(trees, context=_context(options), pack_tokens=options.pack_tokens)
+    known = bool(model.dropout.p) and options.context is None
+    return scores, lower_bounds(model, trees, seed=options.seed) if known else None
+
+
+def _context(options: EvaluateOptions) -> bool | None:
+    return None if options.context is None else options.context == "question"
+
+
+def together(said: Sequence[Said], rivals: dict[str, Scores]) -> Scored:
+    """What all the PRMs and their rivals say."""
+    lower = [own.lower for own in said if own.lower is not None]
+    names = [name for name in said[0].controls if all(name in own.controls for own in said)]
+    return Scored(
+        prms=[own.scores for own in said],
+        lower=lower if len(lower) == len(said) else None,
+        steps=[own.steps for own in said],
+        rivals=rivals,
+        controls={name: [own.controls[name] for own in said] for name in names},
     )
 
 
-def _noise_free(trees: Sequence[ReasoningTree]) -> Float[np.ndarray, " Q"] | None:
-    """Whether each tree's noise-free path is right; None unless all trees have one that was graded."""
-    leaves = [[tree.paths[i] for i in tree.leaves() if tree.paths[i].noise_free] for tree in trees]
-    if not all(paths and paths[0].answers for paths in leaves):
-        return None
-    return np.array([float(paths[0].answers[0].correct) for paths in leaves])
+def rivals(trees: Sequence[ReasoningTree], options: EvaluateOptions) -> dict[str, Scores]:
+    """What the rivals say of the trees; those that learn, where there are questions for them to learn from."""
+    known = dict(RIVALS) if options.rivals else {}
+    if options.rivals_on is not None:
+        known |= fit_rivals(others(options.rivals_on, trees, options), options.seed)
+    return dict(score_all(trees, known))
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 
-def checkpoint_folder(options: EvaluateOptions) -> Path:
-    """Where the PRM is."""
-    if options.checkpoint != BUILTIN:
-        return Path(options.checkpoint)
+def checkpoint_folder(checkpoint: str) -> Path:
+    """Where a PRM is."""
+    if checkpoint != BUILTIN:
+        return Path(checkpoint)
     from latent_prm.demo import prm_folder
 
     return prm_folder()
 
 
-def unseen(trees: list[ReasoningTree], checkpoint: Path) -> tuple[list[ReasoningTree], int]:
-    """The trees whose question the PRM was neither trained nor validated on, and how many others there were.
+def unseen(trees: list[ReasoningTree], checkpoints: Sequence[Path]) -> tuple[list[ReasoningTree], int]:
+    """The trees whose question no PRM was trained or validated on, and how many others there were.
 
-    A question is known by its text. Without the checkpoint's ``questions.json`` nothing can be told, said aloud.
+    A question is known by its text. Without a checkpoint's ``questions.json`` nothing can be told, said aloud.
     Raises ValueError when no unseen tree is left.
     """
-    list_of_seen = checkpoint / "questions.json"
-    if not list_of_seen.is_file():
-        log.warning("%s has no questions.json: whether the PRM was trained on these questions is unknown.", checkpoint)
-        return trees, 0
-    used = {digest for part in load_json(list_of_seen).values() for digest in part}
+    used: set[str] = set()
+    for checkpoint in checkpoints:
+        list_of_seen = checkpoint / "questions.json"
+        if list_of_seen.is_file():
+            used |= {digest for part in load_json(list_of_seen).values() for digest in part}
+        else:
+            said = "has no questions.json: whether the PRM was trained on these questions is unknown."
+            log.warning("%s %s", checkpoint, said)
     fresh = [tree for tree in trees if question_digest(tree.question) not in used]
     seen = [tree.question_id for tree in trees if question_digest(tree.question) in used]
     if seen:
@@ -160,161 +170,96 @@ def unseen(trees: list[ReasoningTree], checkpoint: Path) -> tuple[list[Reasoning
     return fresh, len(seen)
 
 
+def others(
+    folder: str | None, trees: Sequence[ReasoningTree], options: EvaluateOptions, checkpoints: Sequence[Path] = ()
+) -> list[ReasoningTree]:
+    """The trees of another folder that offer a choice, but for questions that ``trees`` ask and those seen in training.
+
+    Raises ValueError when none is left.
+    """
+    if folder is None:
+        return []
+    asked = {question_digest(tree.question) for tree in trees}
+    found = load_trees(folder, options.skip_bad_files)
+    kept = [tree for tree in found if question_digest(tree.question) not in asked and offered(tree)]
+    if len(kept) < len(found):
+        log.warning("%d of %d trees in %s are of questions measured on, or without a graded path: left out",
+                    len(found) - len(kept), len(found), folder)  # fmt: skip
+    if not kept:
+        raise ValueError(
+            f"No question in {folder} is other than those of {options.data_dir}. Collect some: "
+            f"latent-prm collect --split validation --output_dir prm_calibrate"
+        )
+    return unseen(kept, checkpoints)[0] if checkpoints else kept
+
+
 def check_width(model: QwenLatentPRM, tree: ReasoningTree, options: EvaluateOptions) -> None:
     """Raises ValueError when the folder's latents (all trees of a folder are alike) are not what the PRM reads."""
     width = tree.paths[0].latents.shape[-1]
     if width != model.latent_dim:
         raise ValueError(
-            f"The latents in {options.data_dir} are {width} wide, but the PRM in {options.checkpoint} reads latents "
-            f"{model.latent_dim} wide. Type the --data_dir of the reasoner it was trained for, or another --checkpoint."
+            f"The latents in {options.data_dir} are {width} wide, but the PRM in {', '.join(options.checkpoint)} reads "
+            f"latents {model.latent_dim} wide. Type the --data_dir of the reasoner it was trained for, or another "
+            "--checkpoint."
         )
-
-
-# --- showing --------------------------------------------------------------------------------------------------------
-
-
-def print_evaluation(evaluations: Evaluation | dict[str, Evaluation], console: Console | None = None) -> None:
-    """Print, per task and for all together: every method's accuracy, the PRM's gains, and what is true in words.
-
-    Several evaluations, by the name of their PRM, of the same paths share their tables.
-    """
-    console = console or Console(highlight=False, markup=False)
-    if isinstance(evaluations, Evaluation):
-        evaluations = {"PRM": evaluations}
-    first = next(iter(evaluations.values()))
-    for name in first.comparisons:
-        by_prm = {prm: evaluation.comparisons[name] for prm, evaluation in evaluations.items()}
-        console.print()
-        console.print(_accuracy_table(by_prm, name))
-        console.print()
-        console.print(_gain_table(by_prm))
-        console.print()
-        for prm, comparison in by_prm.items():
-            heading = [f"{prm}:"] if len(by_prm) > 1 else []
-            for line in (*heading, *_about_scores(comparison), *_remarks(comparison), *verdict(comparison, prm)):
-                console.print(line)
-    for reason, count in first.skipped.items():
-        if count:
-            console.print(f"Questions left out ({reason}): {count}")
-
-
-def _table(title: str, first: str, columns: Iterable[str]) -> Table:
-    """A table that fits 80 columns where the numbers do."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column(first)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
-
-
-def _accuracy_table(by_prm: dict[str, Comparison], title: str) -> Table:
-    first = next(iter(by_prm.values()))
-    sizes = first.table_sizes
-    title = f"{title}: {first.num_questions} questions, answered right, % [95 % interval over questions]"
-    table = _table(title, "chosen by", [f"N = {size}" for size in sizes])
-    for method in METHODS:
-        for prm, comparison in by_prm.items() if method in CHOSEN else [("", first)]:
-            if method in comparison.accuracy:
-                shown = (_per_cent(comparison.accuracy[method][size]) for size in sizes)
-                table.add_row(_label(method, prm), *shown)
-    return table
-
-
-def _gain_table(by_prm: dict[str, Comparison]) -> Table:
-    first = next(iter(by_prm.values()))
-    rivals = list(next(iter(first.differences.values())))
-    columns = [*(f"over {LABELS[rival]}" for rival in rivals), "gap recovered"]
-    table = _table("", f"gain at N = {first.num_paths}", columns)
-    for method in CHOSEN:
-        for prm, comparison in by_prm.items():
-            gap = comparison.gap_recovered[method]
-            share = "no gap" if gap is None else f"{100 * gap:.0f} %"
-            gains = (_per_cent(interval, "+") for interval in comparison.differences[method].values())
-            table.add_row(_label(method, prm), *gains, share)
-    return table
-
-
-def _label(method: Method, prm: str) -> str:
-    """A method's name; where several PRMs share a table, short and with the PRM's."""
-    if prm in ("", "PRM") or method not in CHOSEN:
-        return LABELS[method]
-    return f"{'best' if method == 'best' else 'vote'} by {prm}"
-
-
-def _per_cent(interval: Interval, sign: str = "") -> str:
-    shares = (interval.mean, interval.low, interval.high)
-    mean, low, high = (format(round(100 * share, 1) + 0.0, f"{sign}.1f") for share in shares)  # + 0.0: never "-0.0"
-    return f"{mean} [{low}, {high}]"
-
-
-def _about_scores(comparison: Comparison) -> list[str]:
-    """How well the predicted scores tell right from wrong paths, and how well they predict."""
-    lines = ["AUROC within questions: none, for no question has both right and wrong paths"]
-    if comparison.auroc is not None:
-        area = f"{comparison.auroc.mean:.3f} [{comparison.auroc.low:.3f}, {comparison.auroc.high:.3f}]"
-        lines = [f"AUROC within questions: {area}, mean of the {comparison.num_mixed} mixed ones"]
-    if comparison.pooled_auroc is not None:
-        lines.append(f"AUROC pooled over all paths (mostly how hard questions are): {comparison.pooled_auroc:.3f}")
-    return [*lines, f"Brier {comparison.brier:.3f}, calibration error (ECE) {comparison.calibration_error:.3f}"]
-
-
-def _remarks(comparison: Comparison) -> list[str]:
-    """What a reader of the table has to know, if anything."""
-    lines = []
-    if any(size in comparison.sampled for size in comparison.table_sizes):
-        lines.append(f"Votes are over a sample of {MOST_SUBSETS} sets of paths where there are more.")
-    if "noise_free" not in comparison.accuracy:
-        lines.append("Some questions have no noise-free path, so there is no row for it.")
-    if comparison.num_scored > comparison.num_questions * comparison.num_paths:
-        lines.append(f"Some questions have more than {comparison.num_paths} paths: N stops at the fewest of any.")
-    return lines
-
-
-def verdict(comparison: Comparison, prm: str = "PRM") -> list[str]:
-    """In words, a sentence per way of listening to the PRM: whether it beats majority and the noise-free path.
-
-    It beats a rival when the whole interval of the paired difference lies above zero.
-    """
-    sentences = []
-    for method, by_rival in comparison.differences.items():
-        said = [f"{_outcome(interval)} the {LABELS[rival]}" for rival, interval in by_rival.items()]
-        sentences.append(f"With {comparison.num_paths} paths, {_label(method, prm)} {' and '.join(said)}.")
-    return sentences
-
-
-def _outcome(difference: Interval) -> str:
-    if difference.low > 0:
-        return "beats"
-    return "loses to" if difference.high < 0 else "does not measurably differ from"
 
 
 # --- saving ---------------------------------------------------------------------------------------------------------
 
 
 def output_folder(options: EvaluateOptions) -> Path:
-    """Where the results go."""
+    """Where the results go: of several checkpoints beside the first's."""
     if options.output_dir is not None:
         return Path(options.output_dir)
-    return Path("reports") if options.checkpoint == BUILTIN else Path(options.checkpoint) / "evaluation"
+    first = options.checkpoint[0]
+    return Path("reports") if first == BUILTIN else Path(first) / "evaluation"
 
 
 def save(evaluation: Evaluation, folder: Path, facts: dict[str, object]) -> None:
-    """Write evaluation.json (``facts`` say what was run) and, with matplotlib, accuracy.png and calibration.png."""
+    """Write evaluation.json (``facts`` say what was run) and, with matplotlib, the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     found = {**facts, "versions": _versions(), **asdict(evaluation)}
+    del found["confidences"]  # they have a file of their own
     save_json(found, folder / "evaluation.json")
     print(f"Saved {folder / 'evaluation.json'}")
     try:
-        accuracy_curve(evaluation.overall, folder / "accuracy.png")
-        calibration_curve(evaluation.overall.bins, folder / "calibration.png")
-        print(f"Saved {folder / 'accuracy.png'} and {folder / 'calibration.png'}")
+        drawn = draw(evaluation, folder)
+        print(f"Saved {', '.join(str(path) for path in drawn)}")
     except NoMatplotlib as missing:
         print(missing)
 
 
+def draw(evaluation: Evaluation, folder: Path) -> list[Path]:
+    """The pictures of all questions together: accuracy, calibration and, where known, coverage and steps."""
+    overall = evaluation.overall
+    drawn = [folder / "accuracy.png", folder / "calibration.png"]
+    accuracy_curve(overall, drawn[0])
+    bins = {about: each[0].bins for about, each in overall.forecasts.items()}
+    panels = {"paths": {"the PRM": bins["paths"]}}
+    if "paths, calibrated" in bins:
+        panels["paths"]["calibrated"] = bins["paths, calibrated"]
+        before, after = bins["answers, by share"], bins["answers, calibrated"]
+        panels["chosen answers"] = {"share of the vote": before, "calibrated": after}
+    calibration_curves(panels, drawn[1])
+    if overall.coverage:
+        coverage_picture(overall.coverage, folder / "coverage.png")
+        drawn.append(folder / "coverage.png")
+    if overall.steps:
+        steps_curve(overall.steps, folder / "steps.png")
+        drawn.append(folder / "steps.png")
+    return drawn
+
+
+def save_confidences(evaluation: Evaluation, options: EvaluateOptions) -> None:
+    """Write what was learnt from questions apart as calibration.json, beside each checkpoint that is the user's."""
+    for checkpoint, own in zip(options.checkpoint, evaluation.confidences, strict=False):
+        folder = output_folder(options) if checkpoint == BUILTIN else Path(checkpoint)
+        print(f"Saved {confidence.save(own, folder)}")
+
+
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in ("latent-prm", "torch", "transformers", "numpy"):
+    for package in ("latent-prm", "torch", "transformers", "numpy", "scipy", "scikit-learn"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:  # run from a folder of sources

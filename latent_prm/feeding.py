@@ -81,6 +81,8 @@ def prepare(
         wanted=wanted,
         max_seq_length=options.max_seq_length,
         pack_tokens=options.pack_tokens,
+        tails=objective.tails,
+        siblings=options.sees == "tree",
         shared=shared,
         whole=objective.compares,
         multiple=multiple,

@@ -1,14 +1,17 @@
 """What a tree is to grow like: stages, branches, diversity, decoding, all filled in; and the chance of every path.
 
-This room hides how options become stages, and how a path's randomness follows from the seed, its question's id and its
-own place in the tree, and from nothing else.
+This room hides how options become stages, which rows of a batch go on from which, and how a path's randomness follows
+from the seed, its question's id and its own place in the tree, and from nothing else.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 from math import prod
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +20,7 @@ from torch import Tensor
 from latent_prm.feedback import uniform
 from latent_prm.options import Diversity
 from latent_prm.prompts import Pipeline
+from latent_prm.tree import ReasoningTree
 
 NOISE = 0.1
 """Gaussian noise where neither the caller nor the reasoner's config says."""
@@ -162,6 +166,97 @@ def _cut(pipeline: Pipeline, steps: int, branches: tuple[int, ...]) -> tuple[Run
     )
 
 
+def every_latent(growth: Growth, begin: float = 1.0) -> Growth:
+    """The growth with a lone run cut into runs of one latent each, and only this share of the first paths (at least 1).
+
+    Several runs, as of a pipeline, stay as they are.
+    """
+    first, *later = growth.runs
+    first = replace(first, branches=max(1, int(first.branches * begin)))
+    if not later:
+        later = [replace(first, prompt=None, latent_steps=1, branches=1)] * (first.latent_steps - 1)
+        first = replace(first, latent_steps=1)
+    return replace(growth, runs=(first, *later))
+
+
+# --- who goes on from whom ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """Whose sequence a row of the batch is."""
+
+    question: int
+    number: int | None = None
+    """Of the path among all paths of its run, as `draw` takes it; None before the first branching."""
+    path: int | None = None
+    """Its index among the question's paths; None until something has been thought."""
+
+
+class Steer(Protocol):
+    """Who decides, while trees grow, which of their paths go on."""
+
+    def __call__(
+        self, trees: Sequence[ReasoningTree], frontiers: Sequence[Sequence[int]], growth: Growth, run: int
+    ) -> list[list[int]]:
+        """How often each of the frontier paths of each unfinished tree goes on after this run of the growth; 0: never.
+
+        The noise-free path is in the trees, but never among the frontier paths: it goes on in any case.
+        """
+        ...
+
+
+def branch(rows: Sequence[Row], numbers: range, noise_free: bool) -> tuple[list[int], list[Row]]:
+    """The rows that begin under each row, and which one each carries on from.
+
+    Under the trunk begin a noise-free row, if wanted, and those with the numbers; under a noise-free row one like it.
+    """
+    parents, out = [], []
+    for i, row in enumerate(rows):
+        if row.number is None:
+            begin = [NOISE_FREE] * noise_free + list(numbers)
+        elif row.number == NOISE_FREE:
+            begin = [NOISE_FREE]
+        else:
+            begin = [row.number * len(numbers) + k for k in numbers]
+        parents += [i] * len(begin)
+        out += [replace(row, number=number) for number in begin]
+    return parents, out
+
+
+def carry_on(
+    rows: Sequence[Row], steer: Steer, trees: Sequence[ReasoningTree], growth: Growth, run: int
+) -> tuple[list[int], list[Row]]:
+    """The rows that go on after a run as ``steer`` says, and which one each carries on from.
+
+    A row that goes on keeps its number, and with it the chance it would have had; each further copy of it gets the
+    smallest number that is free among its question's. Raises ValueError when no noisy path of a question goes on.
+    """
+    frontiers: list[list[int]] = [[] for _ in trees]
+    for row in rows:
+        if row.number != NOISE_FREE and row.path is not None:
+            frontiers[row.question].append(row.path)
+    told = steer(trees, frontiers, growth, run)
+    for tree, counts in zip(trees, told, strict=True):
+        if not any(counts):
+            raise ValueError(f"Steering left no path of question {tree.question_id!r}: at least one has to go on.")
+    each = [iter(counts) for counts in told]
+    copies = [1 if row.number == NOISE_FREE else next(each[row.question]) for row in rows]
+    taken = {(row.question, row.number) for row, wanted in zip(rows, copies, strict=True) if wanted}
+    parents, out = [], []
+    for i, (row, wanted) in enumerate(zip(rows, copies, strict=True)):
+        for copy in range(wanted):
+            if copy:
+                row = replace(row, number=next(n for n in count() if (row.question, n) not in taken))
+                taken.add((row.question, row.number))
+            parents.append(i)
+            out.append(row)
+    return parents, out
+
+
+# --- chance ---------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Chance:
     """The randomness of some paths of one run of one question."""
@@ -198,6 +293,16 @@ def draw(question_id: str, growth: Growth, run: int, numbers: list[int], width: 
         keys=keys,
         disturbed=torch.tensor([float(number != NOISE_FREE) for number in numbers]),
         answers=torch.stack([torch.stack([answers[number] for number in numbers]), *further], dim=1),
+    )
+
+
+def quiet(rows: int, steps: int, width: int, device: torch.device) -> Chance:
+    """The chance of rows that are not disturbed at all."""
+    return Chance(
+        noise=torch.zeros(rows, steps, width, device=device),
+        keys=torch.zeros(rows, dtype=torch.long, device=device),
+        disturbed=torch.zeros(rows, device=device),
+        answers=torch.zeros(rows, 1, 0, device=device),
     )
 
 

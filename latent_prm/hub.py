@@ -22,11 +22,12 @@ MOST_CHOICES = len(ascii_uppercase)
 
 
 class Item(NamedTuple):
-    """What a row says: a question, the answer it is graded against, and how it is put."""
+    """What a row says: a question, the answer it is graded against, how it is put, and the values on the way."""
 
     text: str
     gold: str
     kind: Kind
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,8 @@ def _gsm8k(row: Row) -> Item:
     _, mark, gold = row["answer"].rpartition("####")
     if not mark:
         raise ValueError("has no answer after ####")
-    return _maths(row["question"], gold)
+    item = _maths(row["question"], gold)
+    return item._replace(steps=tuple(re.findall(r"<<[^<>]*=([^<>=]+)>>", row["answer"])))
 
 
 def _math(row: Row) -> Item:

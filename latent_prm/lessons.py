@@ -32,17 +32,21 @@ class Lesson(NamedTuple):
     """The tokens read before its latents."""
     counts: Mapping[int, tuple[int, int]] = {}
     """By path, where known and where the target is the prm_score: k of M answers right."""
+    tails: Mapping[int, Sequence[int]] = {}
+    """By path, the tokens read after its latents: its answer."""
 
     @property
     def num_tokens(self) -> int:
         """What its tree is computed from: tokens in front, and latents."""
-        return len(self.context) + sum(len(path.latents) for path in self.tree.paths)
+        tails = sum(map(len, self.tails.values()))
+        return len(self.context) + sum(len(path.latents) for path in self.tree.paths) + tails
 
     @classmethod
-    def of(cls, tree: ReasoningTree, use_prm_score: bool = True) -> Lesson:
+    def of(cls, tree: ReasoningTree, use_prm_score: bool = True, answer: bool = False) -> Lesson:
         """A tree with the target of each of its noisy paths: its prm_score, or its label-free score.
 
-        A path that was never expanded has no score and so no target: it is unknown, not zero.
+        A path that was never expanded has no score and so no target: it is unknown, not zero. Where the ``answer`` is
+        read, a leaf's target is whether the one that is read, its first, is right: k of M = 1.
         """
         scores = {i: path.prm_score if use_prm_score else path.score for i, path in enumerate(tree.paths)}
         noisy = {i: score for i, score in scores.items() if not tree.paths[i].noise_free}
@@ -51,12 +55,20 @@ class Lesson(NamedTuple):
             for i, path in enumerate(tree.paths)
             if use_prm_score and path.num_correct is not None and path.num_answers
         }
-        return cls(tree, {i: s for i, s in noisy.items() if s is not None}, counts=counts)
+        targets = {i: s for i, s in noisy.items() if s is not None}
+        if answer and use_prm_score:
+            read = {
+                i: tree.paths[i].answers[0].correct for i in tree.leaves() if i in targets and tree.paths[i].answers
+            }
+            targets |= {i: float(right) for i, right in read.items()}
+            counts |= {i: (int(right), 1) for i, right in read.items()}
+        return cls(tree, targets, counts=counts)
 
 
 def lessons_of(trees: Iterable[ReasoningTree], options: TrainOptions) -> list[Lesson]:
     """The lesson of every tree that has a target; says how many teach nothing to a loss that compares paths."""
-    lessons = [found for tree in trees if (found := Lesson.of(tree, options.use_prm_score)).targets]
+    answer = "answer" in options.read_parts()
+    lessons = [found for tree in trees if (found := Lesson.of(tree, options.use_prm_score, answer)).targets]
     if compared := WITHIN & options.loss_terms().keys():
         equal = sum(len(set(lesson.targets.values())) == 1 for lesson in lessons)
         why = f"teach nothing to {' and '.join(sorted(compared))}: their paths' targets are all equal"

@@ -198,6 +198,20 @@ def _moved(value: Any, device: torch.device | str) -> Any:
     return type(value)(*moved) if hasattr(value, "_fields") else tuple(moved)
 
 
+class Asked(NamedTuple):
+    """N predictions that are asked for."""
+
+    chains: Int[Tensor, " N"]
+    rows: Int[Tensor, " N"]
+    """Which of the K labelled paths each chain is."""
+    depth: Int[Tensor, " N"]
+    """The column of the chain after which it is asked."""
+    shares: Float[Tensor, " N"]
+    """What each weighs: every path weighs 1, half of it its answer where one is read."""
+    places: Int[Tensor, " N"]
+    """Paths of a question are compared at equal places: behind the answer, and at the same latent or the last."""
+
+
 class StepLoss:
     """The loss of an optimizer step's lessons, pack by pack: ``prepare`` on the CPU, ``share`` where the logits are.
 
@@ -208,8 +222,11 @@ class StepLoss:
     def __init__(self, lessons: Sequence[Lesson], options: TrainOptions, chance: Callable[[str, int], Random]) -> None:
         self.terms: dict[str, float] = options.loss_terms()
         """What each loss weighs."""
-        self.by_latent, self.weigh_labels = options.supervise == "steps", options.weigh_labels
+        self.each_latent, self.weigh_labels = options.supervise == "steps", options.weigh_labels
+        self.by_latent = self.each_latent or any(item.tails for item in lessons)
+        """Whether a prediction is asked for elsewhere than at the end of a chain."""
         self.trees, self.wanted = [item.tree for item in lessons], [list(item.targets) for item in lessons]
+        self.tails = [dict(item.tails) for item in lessons]
         self.row_of = {row: k for k, row in enumerate((i, p) for i, paths in enumerate(self.wanted) for p in paths)}
         self.num_paths = len(self.row_of)
         """K, the labelled paths."""
@@ -222,17 +239,18 @@ class StepLoss:
             [float(item.counts[path][1]) if path in item.counts else 1.0 for item, path in rows]
         )
         """M where the counts are known, else 1."""
-        sound = [_soundness(item, path)[-longest:] for item, path in rows]
+        sound = [_soundness(item, path, longest) for item, path in rows]
         self.sound = pad_sequence(sound, batch_first=True)
-        """[K, longest chain]: whether all is right up to that latent."""
+        """[K, longest chain]: whether all is right up to that column."""
         self.margins: dict[tuple[int, int], float] = {}
         """By (lesson, path) of each disordered chain."""
         if "order" in self.terms:
             for i, item in enumerate(lessons):
                 self._disorder(i, item, longest, chance)
+        self.spoken = torch.tensor([len(item.tails.get(path, ())) for item, path in rows])
+        """[K]: tokens of the answer that is read."""
         lengths = torch.tensor([len(own) for own in sound])
-        path, depth = self._supervised(lengths)
-        whole = self._terms(path, depth, lengths[path])
+        whole = self._terms(self._asked(torch.arange(self.num_paths), lengths))
         self.units = {name: whole[name].units if name in whole else float(len(self.margins)) for name in self.terms}
         """What each loss of the whole step is the mean over; 0 where nothing teaches it."""
         self.sums: Tensor = torch.zeros(len(self.terms), dtype=torch.float64)
@@ -250,7 +268,8 @@ class StepLoss:
             if target > 0.5 and len(latents) > 1:
                 kind, other = shuffled(latents, chance(item.tree.question_id, path))
                 row = (i, len(item.tree.paths) + len(extra))
-                extra.append(Path(latents=other, tip=None))
+                extra.append(Path(latents=other, tip=None, noise_free=True))  # that no sibling sees
+                self.tails[i][row[1]] = self.tails[i].get(path, ())
                 self.margins[row], self.row_of[row] = MARGINS[kind], self.row_of[i, path]
                 self.wanted[i].append(row[1])
         self.trees[i] = replace(item.tree, paths=[*item.tree.paths, *extra])
@@ -262,12 +281,11 @@ class StepLoss:
     def prepare(self, batch: PackedBatch) -> Held:
         """What a batch, which is still on the CPU, is held against."""
         true = torch.tensor([k for k, row in enumerate(batch.paths) if row not in self.margins])
-        path, depth = self._supervised(batch.lengths[true])
-        chains = true[path]
-        terms = self._terms(self.rows(batch)[chains], depth, batch.lengths[chains])
+        asked = self._asked(self.rows(batch)[true], batch.lengths[true])
+        terms = self._terms(asked)
         if "order" in self.terms:
             terms["order"] = self._order(batch)
-        return Held(self._places(batch, chains, depth), terms)
+        return Held(self._places(batch, true[asked.chains], asked.depth), terms)
 
     def share(self, logits: Logits, held: Held) -> Float[Tensor, ""]:
         """What a pack adds to the step's loss, for backward; its losses are added to ``sums``.
@@ -289,28 +307,32 @@ class StepLoss:
         self.sums = self.sums.to(logits.value.device, non_blocking=True) + torch.stack(sums)
         return torch.stack(shares).sum()
 
-    def _supervised(self, lengths: Int[Tensor, " K"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
-        """The N predictions that are asked for: of which chain, and after which of its latents, the last or each."""
-        if not self.by_latent:
-            return torch.arange(len(lengths)), lengths - 1
-        chains, depth = (torch.arange(int(lengths.max())) < lengths[:, None]).nonzero(as_tuple=True)
-        return chains, depth
+    def _asked(self, rows: Int[Tensor, " B"], lengths: Int[Tensor, " B"]) -> Asked:
+        """What is asked of B chains of so many columns: after the last latent or each, and behind the answer."""
+        latents = lengths - self.spoken[rows]
+        column, end = torch.arange(int(lengths.max())), (lengths - 1)[:, None]
+        within = column < latents[:, None] if self.each_latent else column == latents[:, None] - 1
+        speaks = (self.spoken[rows] > 0)[:, None]
+        answer = speaks & (column == end)
+        each = within / within.sum(1, keepdim=True) * torch.where(speaks, 0.5, 1.0) + 0.5 * answer
+        chains, depth = (within | answer).nonzero(as_tuple=True)
+        place = depth + 1 if self.each_latent else torch.ones_like(depth)
+        return Asked(chains, rows[chains], depth, each[chains, depth], place.masked_fill(answer[chains, depth], 0))
 
     def _places(self, batch: PackedBatch, chains: Int[Tensor, " N"], depth: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
         """Which of the batch's logits, flattened, are those of these chains after that latent."""
         return chains * batch.chains.shape[1] + depth if self.by_latent else chains
 
-    def _terms(self, rows: Int[Tensor, " N"], depth: Int[Tensor, " N"], lengths: Int[Tensor, " N"]) -> dict[str, Term]:
-        """Every loss but ``order``, for N predictions of these of the K paths."""
-        targets, answers, questions = self.targets[rows], self.answers[rows], self.questions[rows]
-        even = torch.ones_like(targets)
-        if self.by_latent:  # every path weighs the same; paths are compared at the same depth
-            even, questions = 1 / lengths, questions * self.sound.shape[1] + depth
+    def _terms(self, asked: Asked) -> dict[str, Term]:
+        """Every loss but ``order``."""
+        rows, even = asked.rows, asked.shares
+        targets, answers = self.targets[rows], self.answers[rows]
+        questions = self.questions[rows] * (self.sound.shape[1] + 1) + asked.places
         weights, counted = even * reliability(answers) if self.weigh_labels else even, even * answers
         terms = {
             "mse": Term(mse, (targets, weights), weights.sum().item()),
             "bce": Term(bce, (self.chances[rows], counted), counted.sum().item()),
-            "correctness": Term(bce, (self.sound[rows, depth], even), even.sum().item()),
+            "correctness": Term(bce, (self.sound[rows, asked.depth], even), even.sum().item()),
         }
         if WITHIN & self.terms.keys():
             groups = groups_of(targets, questions, weights)
@@ -335,11 +357,12 @@ def _chance(lesson: Lesson, path: int) -> float | None:
     return lesson.targets.get(path)
 
 
-def _soundness(lesson: Lesson, path: int) -> Float[Tensor, " T"]:
-    """Of each latent of a labelled path's chain: 1 where some path from there on ended right, else 0.
+def _soundness(lesson: Lesson, path: int, longest: int) -> Float[Tensor, " C"]:
+    """Of each column of a labelled path's chain: 1 where some path from there on ended right, else 0.
 
     The hard estimation of Math-Shepherd (arXiv 2312.08935): so far, such a chain can only be right. A latent of an
-    ancestor is judged by all paths below that ancestor.
+    ancestor is judged by all paths below that ancestor, the answer's tokens as the path's own latents.
     """
     chain = [(p, max(_chance(lesson, p) or 0.0, _chance(lesson, path) or 0.0)) for p in lesson.tree.chain(path)]
-    return torch.cat([torch.full((len(lesson.tree.paths[p].latents),), float(chance > 0)) for p, chance in chain])
+    latents = torch.cat([torch.full((len(lesson.tree.paths[p].latents),), float(chance > 0)) for p, chance in chain])
+    return torch.cat([latents[-longest:], latents[-1:].expand(len(lesson.tails.get(path, ())))])

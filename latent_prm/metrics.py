@@ -1,14 +1,15 @@
-"""How good a choice among paths is, measured honestly: exact best-of-k, within-question AUROC, calibration.
+"""How good a choice among paths is, measured honestly: exact best-of-k and vote@k, within-question AUROC, intervals.
 
 This room hides the counting of subsets and the resampling of questions. It knows nothing of trees, models or files:
 a `Pool` of plain arrays goes in, numbers come out. Why these numbers and no others: a pooled AUROC mostly measures how
 hard a question is, one drawn subset of k paths is a coin toss, and the paths of a question are no independent samples.
+Predicted probabilities as such are measured in `predictions`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
 from math import comb
@@ -17,17 +18,19 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-Method = Literal["noise_free", "random", "vote", "best", "weighted_vote", "oracle"]
-METHODS: tuple[Method, ...] = ("noise_free", "random", "vote", "best", "weighted_vote", "oracle")
-CHOSEN: tuple[Method, ...] = ("best", "weighted_vote")
-"""The two methods that listen to the PRM."""
+from latent_prm.selector import HOWS, How, weights
+
+Method = How | Literal["noise_free", "random", "auto", "oracle"]
+_LISTENING: tuple[How, ...] = tuple(how for how in HOWS if how != "vote")
+METHODS: tuple[Method, ...] = ("noise_free", "random", "vote", *_LISTENING, "auto", "oracle")
+CHOSEN: tuple[Method, ...] = (*_LISTENING, "auto")
+"""The methods that listen to the PRM. auto is whichever rule was best on other questions."""
 RIVALS: tuple[Method, ...] = ("vote", "noise_free")
 """What a PRM must beat to be worth its cost."""
 
-MOST_SUBSETS = 5_000
-"""Votes over k of N paths are taken over every subset up to so many, and over a seeded sample of so many beyond."""
+MOST_SUBSETS = 13_000
+"""Votes over k of N paths are taken over every subset up to so many (all there are of 16), else a seeded sample."""
 
-TABLE_SIZES = (1, 4, 16)
 _TIE = 1e-9  # Two sums of the same weights in another order differ by rounding: closer than this is a tie.
 
 
@@ -36,7 +39,8 @@ class Pool:
     """What is chosen from: for each of Q questions the values, correctness and predicted scores of its paths.
 
     A value is an answer in canonical form, ``""`` for none. Scores are predicted probabilities. ``noise_free`` holds
-    1 where the question's noise-free path is right, else 0; None where there are no such paths.
+    1 where the question's noise-free path is right, else 0; None where there are no such paths. ``lower`` holds a lower
+    bound of every score, and ``auto`` the rule that other questions recommend for each; None: not known.
     Raises ValueError when there is no question, a question has no path, or a score is not in 0..1.
     """
 
@@ -44,6 +48,8 @@ class Pool:
     correct: list[Bool[np.ndarray, " _"]]
     scores: list[Float[np.ndarray, " _"]]
     noise_free: Float[np.ndarray, " Q"] | None = None
+    lower: list[Float[np.ndarray, " _"]] | None = None
+    auto: list[How] | None = None
 
     def __post_init__(self) -> None:
         if not self.values:
@@ -64,6 +70,27 @@ class Pool:
         """N: the paths that every question has, that is the fewest of any."""
         return min(len(values) for values in self.values)
 
+    @property
+    def methods(self) -> list[Method]:
+        """The methods that can be measured on it."""
+        missing: dict[Method, object] = {"noise_free": self.noise_free, "conservative": self.lower, "auto": self.auto}
+        return [method for method in METHODS if method not in missing or missing[method] is not None]
+
+    def take(self, questions: Sequence[int]) -> Pool:
+        """Some of the questions."""
+        return Pool(
+            values=[self.values[q] for q in questions],
+            correct=[self.correct[q] for q in questions],
+            scores=[self.scores[q] for q in questions],
+            noise_free=None if self.noise_free is None else self.noise_free[list(questions)],
+            lower=None if self.lower is None else [self.lower[q] for q in questions],
+            auto=None if self.auto is None else [self.auto[q] for q in questions],
+        )
+
+    def scored(self, scores: list[Float[np.ndarray, " _"]]) -> Pool:
+        """The same paths with other scores, of which neither a lower bound nor the best rule is known."""
+        return replace(self, scores=scores, lower=None, auto=None)
+
 
 class Accuracies(NamedTuple):
     """The expected accuracy of a choice among k of a question's paths."""
@@ -80,6 +107,14 @@ class Interval:
     mean: float
     low: float
     high: float
+    spread: float | None = None
+    """Standard deviation over PRMs that were trained alike but for the seed, whose mean this is; None: there is one."""
+
+    @classmethod
+    def of(cls, mean: float, resampled: Float[np.ndarray, " b"], spread: float | None = None) -> Interval:
+        """Around ``mean``, from what was found in each resampling; where that is nan it is passed over."""
+        low, high = np.nanquantile(resampled, (0.025, 0.975))
+        return cls(float(mean), float(low), float(high), spread)
 
 
 # --- expected accuracy of a choice among k of N ---------------------------------------------------------------------
@@ -89,8 +124,9 @@ def expected_accuracies(pool: Pool, method: Method, k: int, seed: int = 0) -> Ac
     """How often ``method`` is right with k of a question's paths, on average over its subsets of k.
 
     random, best and oracle are closed forms. Votes are counted in every subset, or in a seeded sample that all
-    questions and both votes share. Ties are split evenly. No answer (``""``) is never chosen while there is another.
-    Raises ValueError when a question has fewer than k paths, or noise-free paths are asked for and there are none.
+    questions and all votes share; what a vote weighs is known from the subset alone. Ties are split evenly. No answer
+    (``""``) is never chosen while there is another.
+    Raises ValueError when a question has fewer than k paths, or the pool lacks what the method needs.
     """
     if not 1 <= k <= pool.num_paths:
         raise ValueError(f"k is {k}, but every question has {pool.num_paths} paths: type a number from 1 to that.")
@@ -98,19 +134,24 @@ def expected_accuracies(pool: Pool, method: Method, k: int, seed: int = 0) -> Ac
         if pool.noise_free is None:
             raise ValueError("Some questions have no noise-free path, so there is no noise_free accuracy.")
         return Accuracies(pool.noise_free, True)
+    if method not in pool.methods:
+        lacks = {"auto": "the rule that other questions recommend", "conservative": "a lower bound of every score"}
+        raise ValueError(f"The pool lacks {lacks.get(method, 'what it takes')}, so there is no {method} accuracy.")
     found = np.empty(len(pool))
     exact = True
     for number, (values, correct, scores) in enumerate(zip(pool.values, pool.correct, pool.scores, strict=True)):
         right, paths = int(correct.sum()), len(correct)
-        if method == "random" or right in (0, paths):  # Alike paths: no choice can change anything.
+        rule = pool.auto[number] if method == "auto" and pool.auto else method
+        if rule == "random" or right in (0, paths):  # Alike paths: no choice can change anything.
             found[number] = right / paths
-        elif method == "oracle":
+        elif rule == "oracle":
             found[number] = 1 - comb(paths - right, k) / comb(paths, k)
-        elif method == "best":
+        elif rule == "best":
             found[number] = _best_of_k(values, correct, scores, k)
         else:
-            weights = scores if method == "weighted_vote" else np.ones(paths)
-            found[number] = _vote_of_k(values, correct, weights, _subsets(paths, k, seed))
+            assert rule != "auto"  # it was looked up
+            lower = pool.lower[number] if pool.lower else None
+            found[number] = _vote_of_k(rule, values, correct, scores, lower, _subsets(paths, k, seed))
             exact &= comb(paths, k) <= MOST_SUBSETS
     return Accuracies(found, exact)
 
@@ -128,16 +169,26 @@ def _best_of_k(values: list[str], correct: Bool[np.ndarray, " N"], scores: Float
 
 
 def _vote_of_k(
+    how: How,
     values: list[str],
     correct: Bool[np.ndarray, " N"],
-    weights: Float[np.ndarray, " N"],
+    scores: Float[np.ndarray, " N"],
+    lower: Float[np.ndarray, " N"] | None,
     members: Float[np.ndarray, "N M"],
 ) -> float:
-    """Chance that a weighted vote is right in one of the M subsets; ``members`` holds 1 where a path takes part."""
+    """Chance that a vote is right in one of the M subsets; ``members`` holds 1 where a path takes part."""
     names = sorted(set(values))
     gave = np.array([[name == value for value in values] for name in names], dtype=float)  # [values, N]
     right = gave @ correct / gave.sum(1)
-    tally = np.where(gave @ members > 0, (gave * weights) @ members, -2.0)  # what is absent: below all
+    votes = gave @ members
+    if how == "agreement":  # p times the share of the subset's paths with the same value
+        tally = votes * ((gave * scores) @ members)
+    elif how == "rank_vote":  # ranks in the subset: those below, half of one's equals, and 1/2
+        not_above = (scores[None] < scores[:, None]) + (scores[None] == scores[:, None]) / 2
+        tally = gave @ ((not_above @ members + 0.5) * members)
+    else:
+        tally = (gave * weights(how, values, scores, lower)) @ members
+    tally = np.where(votes > 0, tally, -2.0)  # what is absent: below all
     if names[0] == "":
         tally[0] = np.minimum(tally[0], -1.0)  # no answer: below every answer, above what is absent
     winners = tally >= tally.max(0) - _TIE
@@ -158,11 +209,21 @@ def _subsets(paths: int, k: int, seed: int) -> Float[np.ndarray, "N M"]:
     return members
 
 
+def pick(pool: Pool) -> How:
+    """The rule that is right most often with all of a question's paths: what auto stands for. Of equals the first."""
+    n = pool.num_paths
+    rules: list[How] = [how for how in HOWS if how in pool.methods]
+    return max(rules, key=lambda how: round(float(expected_accuracies(pool, how, n).per_question.mean()), 9))
+
+
 # --- telling right from wrong ---------------------------------------------------------------------------------------
 
 
 def auroc(scores: Float[np.ndarray, " N"], correct: Bool[np.ndarray, " N"]) -> float | None:
-    """The chance that a right path is scored above a wrong one, ties counted half; None when there are not both."""
+    """The chance that a right path is scored above a wrong one, ties counted half; None when there are not both.
+
+    As scikit-learn's ``roc_auc_score``, a thousand times as fast on a question's few paths.
+    """
     right, wrong = scores[correct], np.sort(scores[~correct])
     if not len(right) or not len(wrong):
         return None
@@ -170,10 +231,18 @@ def auroc(scores: Float[np.ndarray, " N"], correct: Bool[np.ndarray, " N"]) -> f
     return float(below.mean() / 2 / len(wrong))
 
 
+def question_aurocs(
+    scores: Sequence[Float[np.ndarray, " _"]], correct: Sequence[Bool[np.ndarray, " _"]]
+) -> Float[np.ndarray, " Q"]:
+    """The AUROC of every question; nan where it has not both right and wrong paths."""
+    each = (auroc(own, right) for own, right in zip(scores, correct, strict=True))
+    return np.array([np.nan if area is None else area for area in each], dtype=float)
+
+
 def within_question_auroc(pool: Pool) -> Float[np.ndarray, " mixed"]:
     """The AUROC of every question with right and wrong paths; the others have none and are left out."""
-    each = (auroc(scores, correct) for scores, correct in zip(pool.scores, pool.correct, strict=True))
-    return np.array([area for area in each if area is not None], dtype=float)
+    areas = question_aurocs(pool.scores, pool.correct)
+    return areas[~np.isnan(areas)]
 
 
 def pooled_auroc(pool: Pool) -> float | None:
@@ -181,50 +250,62 @@ def pooled_auroc(pool: Pool) -> float | None:
     return auroc(np.concatenate(pool.scores), np.concatenate(pool.correct))
 
 
-def brier(scores: Float[np.ndarray, " N"], correct: Bool[np.ndarray, " N"]) -> float:
-    """Mean squared distance of prediction and outcome: 0 is perfect, 0.25 is what always saying 1/2 costs."""
-    return float(np.mean((scores - correct) ** 2))
+def num_pairs(correct: Sequence[Bool[np.ndarray, " _"]]) -> Float[np.ndarray, " Q"]:
+    """Of each question, how many pairs of a right and a wrong path it has.
 
-
-@dataclass(frozen=True, slots=True)
-class Bin:
-    """The paths whose predicted probability falls into one tenth: their mean prediction, share right, and number."""
-
-    predicted: float
-    right: float
-    count: int
-
-
-def calibration(
-    scores: Float[np.ndarray, " N"], correct: Bool[np.ndarray, " N"] | Float[np.ndarray, " N"], bins: int = 10
-) -> list[Bin]:
-    """The non-empty ones of equally wide bins of the predicted probability, lowest first.
-
-    ``correct`` says of every path whether it is right, or which share of its answers is.
+    The pairwise accuracy is the mean of the questions' AUROCs where every one weighs as many pairs as it has.
     """
-    which = np.minimum((scores * bins).astype(int), bins - 1)
-    groups = [which == number for number in range(bins)]
-    return [Bin(float(scores[g].mean()), float(correct[g].mean()), int(g.sum())) for g in groups if g.any()]
-
-
-def calibration_error(bins: list[Bin]) -> float:
-    """ECE: the distance of mean prediction and share right, averaged over the bins by their number of paths."""
-    return sum(b.count * abs(b.predicted - b.right) for b in bins) / sum(b.count for b in bins)
+    return np.array([right.sum() * (~right).sum() for right in correct], dtype=float)
 
 
 # --- intervals over questions ---------------------------------------------------------------------------------------
 
 
 def bootstrap_interval(per_question: Float[np.ndarray, " Q"], num_bootstrap: int, seed: int) -> Interval:
-    """The mean over questions and its 95 % interval. For a paired difference, pass the difference per question."""
+    """The mean over questions and its 95 % interval."""
     return bootstrap_intervals(per_question[None], num_bootstrap, seed)[0]
 
 
 def bootstrap_intervals(rows: Float[np.ndarray, "M Q"], num_bootstrap: int, seed: int) -> list[Interval]:
     """One interval per row, all from the same seeded resamplings of the questions."""
-    means = np.concatenate([share @ rows.T for share in _resamplings(rows.shape[1], num_bootstrap, seed)])
-    low, high = np.quantile(means, (0.025, 0.975), axis=0)
-    return [Interval(*map(float, triple)) for triple in zip(rows.mean(1), low, high, strict=True)]
+    means = resampled_means(rows, num_bootstrap, seed)
+    return [Interval.of(mean, draws) for mean, draws in zip(rows.mean(1).tolist(), means.T, strict=True)]
+
+
+def paired_difference(
+    one: Float[np.ndarray, " Q"], other: Float[np.ndarray, " Q"], num_bootstrap: int = 2000, seed: int = 42
+) -> Interval:
+    """How much higher ``one`` is than ``other``, question by question: any two methods on the same questions."""
+    return bootstrap_interval(one - other, num_bootstrap, seed)
+
+
+def gap_recovered(
+    method: Float[np.ndarray, " Q"],
+    oracle: Float[np.ndarray, " Q"],
+    bases: Sequence[Float[np.ndarray, " Q"]],
+    num_bootstrap: int = 2000,
+    seed: int = 42,
+) -> Interval | None:
+    """Of the way from the best of ``bases`` to the oracle, the share that ``method`` goes; all as right per question.
+
+    A ratio of means, both resampled over questions, the base being in each resampling whichever is best there (a
+    resampling without a way to go is passed over). None where the oracle is no better than the base.
+    """
+    rows = np.stack([method, oracle, *bases])
+    share = float(_gap(rows.mean(1)))
+    return None if np.isnan(share) else Interval.of(share, _gap(resampled_means(rows, num_bootstrap, seed)))
+
+
+def _gap(means: Float[np.ndarray, "*b M"]) -> Float[np.ndarray, "*b"]:
+    """From the means of method, oracle and bases; nan where there is no gap."""
+    base = means[..., 2:].max(-1)
+    room = means[..., 1] - base
+    return np.where(room > _TIE, (means[..., 0] - base) / np.where(room > _TIE, room, 1.0), np.nan)
+
+
+def resampled_means(rows: Float[np.ndarray, "M Q"], num_bootstrap: int, seed: int) -> Float[np.ndarray, "b M"]:
+    """The mean of every row in each of the seeded resamplings of the questions."""
+    return np.concatenate([share @ rows.T for share in _resamplings(rows.shape[1], num_bootstrap, seed)])
 
 
 def _resamplings(questions: int, num_bootstrap: int, seed: int) -> Iterator[Float[np.ndarray, "b Q"]]:
@@ -235,85 +316,3 @@ def _resamplings(questions: int, num_bootstrap: int, seed: int) -> Iterator[Floa
         size = min(chunk, num_bootstrap - start)
         drawn = rng.integers(questions, size=(size, questions)) + questions * np.arange(size)[:, None]
         yield np.bincount(drawn.ravel(), minlength=size * questions).reshape(size, questions) / questions
-
-
-# --- everything about one pool --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """All numbers of one pool. Accuracies, differences and areas are shares (0..1), not per cent."""
-
-    num_questions: int
-    num_paths: int
-    """N: paths that every question has."""
-    num_scored: int
-    """Paths in all, which is more than Q * N where some questions have more."""
-    accuracy: dict[Method, dict[int, Interval]]
-    """Per method, per number of paths. Without noise-free paths their row is missing."""
-    sampled: list[int]
-    """Numbers of paths whose votes were counted in a seeded sample of the subsets, not in all."""
-    differences: dict[Method, dict[Method, Interval]]
-    """Paired, at N: ``["best"]["vote"]`` is how much more often best is right than vote, question by question."""
-    gap_recovered: dict[Method, float | None]
-    """Of the way from the better of vote and noise-free to the oracle, at N; None where the oracle is no better."""
-    auroc: Interval | None
-    """Within questions; None when no question has both right and wrong paths."""
-    num_mixed: int
-    """Questions with both."""
-    pooled_auroc: float | None
-    brier: float
-    calibration_error: float
-    bins: list[Bin]
-
-    @property
-    def table_sizes(self) -> list[int]:
-        """1, 4 and 16 as far as there are paths, and N itself."""
-        return sorted({size for size in TABLE_SIZES if size < self.num_paths} | {self.num_paths})
-
-
-def compare(pool: Pool, num_bootstrap: int = 2000, seed: int = 42) -> Comparison:
-    """Every method at every number of paths, the PRM's against its rivals, and how well its scores tell and predict."""
-    n = pool.num_paths
-    methods: list[Method] = [method for method in METHODS if method != "noise_free" or pool.noise_free is not None]
-    sizes = _curve_sizes(n)
-    found = {(method, k): expected_accuracies(pool, method, k, seed) for method in methods for k in sizes}
-    rows = np.stack([accuracies.per_question for accuracies in found.values()])
-    intervals = dict(zip(found, bootstrap_intervals(rows, num_bootstrap, seed), strict=True))
-    at_n: dict[Method, Float[np.ndarray, " Q"]] = {method: found[method, n].per_question for method in methods}
-    rivals: list[Method] = [method for method in RIVALS if method in at_n]
-    areas = within_question_auroc(pool)
-    scores, correct = np.concatenate(pool.scores), np.concatenate(pool.correct)
-    bins = calibration(scores, correct)
-    return Comparison(
-        num_questions=len(pool),
-        num_paths=n,
-        num_scored=len(scores),
-        accuracy={method: {k: intervals[method, k] for k in sizes} for method in methods},
-        sampled=[k for k in sizes if not all(found[method, k].exact for method in ("vote", "weighted_vote"))],
-        differences={
-            chosen: {rival: bootstrap_interval(at_n[chosen] - at_n[rival], num_bootstrap, seed) for rival in rivals}
-            for chosen in CHOSEN
-        },
-        gap_recovered={method: gap_recovered(at_n, method) for method in CHOSEN},
-        auroc=bootstrap_interval(areas, num_bootstrap, seed) if len(areas) else None,
-        num_mixed=len(areas),
-        pooled_auroc=pooled_auroc(pool),
-        brier=brier(scores, correct),
-        calibration_error=calibration_error(bins),
-        bins=bins,
-    )
-
-
-def gap_recovered(at_n: dict[Method, Float[np.ndarray, " Q"]], method: Method) -> float | None:
-    """(method - b) / (oracle - b), b the better of vote and noise-free; None where the oracle is no better than b."""
-    accuracy = {name: float(per_question.mean()) for name, per_question in at_n.items()}
-    base = max(accuracy["vote"], accuracy.get("noise_free", 0.0))
-    room = accuracy["oracle"] - base
-    return (accuracy[method] - base) / room if room > _TIE else None
-
-
-def _curve_sizes(n: int) -> list[int]:
-    """Where the curve is drawn: every number of paths up to 16, then doubling, and N."""
-    doubling = [32 << step for step in range(n.bit_length()) if 32 << step < n]
-    return sorted({*range(1, min(n, 16) + 1), *doubling, n})

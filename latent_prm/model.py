@@ -22,9 +22,10 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from latent_prm import files
 from latent_prm.demo import prm_folder, reader_folder
-from latent_prm.options import BUILTIN, Context
+from latent_prm.options import BUILTIN, READABLE, Context, Sees
 from latent_prm.packing import PackedBatch, pack
 from latent_prm.pretrained import find_folder, loading
+from latent_prm.reading import Read, read_trees
 from latent_prm.tree import Path as LatentPath
 from latent_prm.tree import ReasoningTree
 
@@ -56,8 +57,8 @@ class QwenLatentPRM(nn.Module):
     ``model_path`` is a Hugging Face decoder (folder or hub name, Qwen3-0.6B as a rule, or ``"builtin"``); its
     parameters are float32. ``latent_dim`` is the reasoner's width D; where it differs from the backbone's H, a
     projection stands in front. Width, pooling and second head travel in the state dict, so that ``load_state_dict``
-    alone restores them; ``max_seq_length`` and ``context`` travel in a checkpoint's config.json. Whatever the
-    parameters are in, latents are projected, and heads computed, with float32 numbers.
+    alone restores them; ``max_seq_length``, ``context``, ``reads`` and ``sees`` travel in a checkpoint's config.json.
+    Whatever the parameters are in, latents are projected, and heads computed, with float32 numbers.
     """
 
     pooling_code: Tensor
@@ -71,6 +72,7 @@ class QwenLatentPRM(nn.Module):
         dropout_prob: float = 0.1,
         *,
         second_head: bool = False,
+        reads: Sequence[str] = ("fed",),
         backbone: Any = None,
         tokenizer: Any = None,
     ) -> None:
@@ -90,18 +92,23 @@ class QwenLatentPRM(nn.Module):
         """Latents of a chain that it was trained to read; longer chains lose latents at the root end."""
         self.context: str = "question"
         """What it was trained to read before the latents: "question" or "none"."""
+        self.reads: tuple[str, ...] = tuple(reads)
+        """What it reads of a path: some of `options.READABLE`."""
+        self.sees: str = "chain"
+        """Whom a path is judged beside: "chain", nobody; "tree", its siblings."""
         self.hidden_size: int = backbone.config.get_text_config().hidden_size
         self.dropout = nn.Dropout(dropout_prob)
         self.head = self._new_head()
         self.pooling: str = pooling_strategy
         """How a chain's latents become one state."""
         self.latent_dim: int = self.hidden_size
-        """D, the width of the latents it reads."""
+        """The width of what it reads for a latent: D, or 2 D for latents as fed and hidden states side by side."""
         # What the two travel as; to look there while computing would make a GPU wait.
         self.register_buffer("pooling_code", torch.tensor(POOLINGS.index(pooling_strategy)))
         self.register_buffer("latent_width", torch.tensor(self.hidden_size))
         self.projection: nn.Linear | None = None
-        self._set_width(latent_dim or self.hidden_size)
+        streams = len({"fed", "hidden"} & set(self.reads))
+        self._set_width((latent_dim or self.hidden_size) * streams, streams)
         self.correctness_head: nn.Linear | None = None
         self._set_second_head(second_head)
         self.backbone.get_input_embeddings().requires_grad_(False)  # it only serves the question's text
@@ -119,20 +126,40 @@ class QwenLatentPRM(nn.Module):
         nn.init.normal_(head.weight, std=0.02)
         return head
 
-    def _set_width(self, latent_dim: int) -> None:
+    def _set_width(self, latent_dim: int, streams: int = 1) -> None:
         self.latent_dim = latent_dim
         self.latent_width.fill_(latent_dim)
         if latent_dim == self.hidden_size:
             self.projection = None
         elif self.projection is None or self.projection.in_features != latent_dim:
             self.projection = nn.Linear(latent_dim, self.hidden_size, bias=False).to(self.head.weight)
-            nn.init.normal_(self.projection.weight, std=latent_dim**-0.5)  # keeps the root mean square
+            nn.init.normal_(self.projection.weight, std=(latent_dim // streams) ** -0.5)  # keeps the root mean square
+            if streams > 1:  # the second stream begins silent, and the first as if it were alone
+                with torch.no_grad():
+                    first = self.projection.weight[:, : latent_dim // streams]
+                    self.projection.weight[:, latent_dim // streams :] = 0
+                    if first.shape[0] == first.shape[1]:
+                        nn.init.eye_(first)
 
     def _set_second_head(self, wanted: bool) -> None:
         if not wanted:
             self.correctness_head = None
         elif self.correctness_head is None:
             self.correctness_head = self._new_head().to(self.head.weight)
+
+    def see(self, whom: str) -> None:
+        """Judge paths beside nobody (``"chain"``) or beside their siblings (``"tree"``), of which half the heads know.
+
+        Raises ValueError where the backbone cannot be packed, or has but one head.
+        """
+        heads = self.backbone.config.get_text_config().num_attention_heads
+        if whom == "tree" and (not self.shares or heads % 2):
+            raise ValueError(
+                f"--sees tree needs a backbone whose paths can be packed and an even number of heads, but "
+                f"{type(self.backbone).__name__} has {heads} heads and {'can' if self.shares else 'cannot'}. "
+                "Type --sees chain."
+            )
+        self.sees = whom
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As in torch; pooling, projection and second head come with the weights, or go where these have none."""
@@ -157,7 +184,7 @@ class QwenLatentPRM(nn.Module):
                 )
         described = files.load_json(folder / "config.json")
         own = described.get("latent_prm") if isinstance(described, dict) else None
-        if not isinstance(own, dict) or own.get("context", "question") not in get_args(Context):
+        if not isinstance(own, dict) or not _described(own):
             raise files.BadFile(
                 f"{folder / 'config.json'} does not describe a latent PRM. Type a folder as checkpoints/…/best."
             )
@@ -168,12 +195,13 @@ class QwenLatentPRM(nn.Module):
             tokenizer = None
             if (folder / "tokenizer_config.json").is_file():
                 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            model = cls(backbone=backbone, tokenizer=tokenizer)
+            model = cls(backbone=backbone, tokenizer=tokenizer, reads=own.get("reads", ["fed"]))
             model.load_state_dict(weights)
             model.max_seq_length = int(own.get("max_seq_length", model.max_seq_length))
         except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise files.BadFile(f"{folder} is not a whole checkpoint: {error}") from error
         model.context = own.get("context", model.context)
+        model.see(own.get("sees", model.sees))
         return model.to(device).eval()
 
     def save_description(self, folder: Path) -> None:
@@ -186,6 +214,8 @@ class QwenLatentPRM(nn.Module):
             "pooling_strategy": self.pooling,
             "max_seq_length": self.max_seq_length,
             "context": self.context,
+            "reads": list(self.reads),
+            "sees": self.sees,
         }
         files.save_json(described, folder / "config.json")
         if self.tokenizer is not None:
@@ -203,7 +233,10 @@ class QwenLatentPRM(nn.Module):
             latents = linear(latents, self.projection.weight.float())
         embedded = embedded.masked_scatter(batch.is_latent[..., None], latents.to(embedded.dtype))
         if self.shares:
-            layout = {"attention_mask": batch.mask, "position_ids": batch.positions.clamp_min(0)}
+            mask, groups = batch.mask, batch.mask.shape[1]
+            if groups > 1:
+                mask = mask.repeat_interleave(self.backbone.config.get_text_config().num_attention_heads // groups, 1)
+            layout = {"attention_mask": mask, "position_ids": batch.positions.clamp_min(0)}
         else:  # one path to a row needs nothing but the usual mask, which any backbone understands
             layout = {"attention_mask": (batch.positions >= 0).long()}
         return self.backbone(inputs_embeds=embedded, use_cache=False, **layout).last_hidden_state.flatten(0, 1)
@@ -234,6 +267,11 @@ class QwenLatentPRM(nn.Module):
             return _running_sum(chains) / torch.arange(1, chains.shape[1] + 1, device=states.device)[:, None]
         return chains.cummax(1).values if self.pooling == "max" else chains
 
+    def as_read(self, trees: Sequence[ReasoningTree], context: bool | None = None) -> list[Read]:
+        """What the model reads of each tree, as its ``reads`` and ``context`` say. Raises as `read_trees`."""
+        context = self.context == "question" if context is None else context
+        return read_trees(trees, self.reads, self.read_questions, context)
+
     def read_questions(self, questions: Sequence[str]) -> list[list[int]]:
         """Token ids of what stands before the latents."""
         if self.tokenizer is None:
@@ -257,19 +295,23 @@ class QwenLatentPRM(nn.Module):
         is no such head.
         """
         self._check_head(head)
-        for tree in trees:
-            for i, path in enumerate(tree.paths):
-                self._check_path(path, f"question {tree.question_id}, path {i}")
-        context = self.context == "question" if context is None else context
-        contexts = self.read_questions([tree.question for tree in trees]) if context else [[]] * len(trees)
         longest = self.max_seq_length if max_seq_length is None else max_seq_length
+        read = self.as_read(trees, context)
+        for own in read:
+            for i, path in enumerate(own.tree.paths):
+                self._check_path(path, f"question {own.tree.question_id}, path {i}")
         scores = [torch.empty(len(tree.paths)) for tree in trees]
         with self._evaluating():
-            for batch in pack(trees, contexts, max_seq_length=longest, pack_tokens=pack_tokens, shared=self.shares):
+            for batch in self.packs(read, max_seq_length=longest, pack_tokens=pack_tokens):
                 logits = getattr(self(batch.to(self.device)), head)
                 for (tree, path), score in zip(batch.paths, logits.sigmoid().cpu(), strict=True):
                     scores[tree][path] = score
         return scores
+
+    def packs(self, read: Sequence[Read], **size: Any) -> Iterator[PackedBatch]:
+        """`packing.pack` of what the model reads of some trees, as it sees them."""
+        trees, contexts, tails = zip(*read, strict=True) if read else ((), (), ())
+        yield from pack(trees, contexts, tails=tails, siblings=self.sees == "tree", shared=self.shares, **size)
 
     def _check_head(self, head: str) -> None:
         if head not in Logits._fields:
@@ -393,6 +435,13 @@ class QwenLatentPRM(nn.Module):
                 "%s cannot share a tree's latents exactly: its paths are scored one by one, which is slower", kind
             )
         return exact
+
+
+def _described(own: dict[str, Any]) -> bool:
+    """Whether a checkpoint's config.json says what is possible."""
+    reads = own.get("reads", ["fed"])
+    known = isinstance(reads, list) and bool(reads) and set(reads) <= set(READABLE)
+    return known and own.get("context", "question") in get_args(Context) and own.get("sees", "chain") in get_args(Sees)
 
 
 def _running_sum(states: Float[Tensor, "K C H"]) -> Float[Tensor, "K C H"]:

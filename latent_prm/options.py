@@ -22,12 +22,18 @@ Context = Literal["question", "none"]
 Diversity = Literal["noise", "temperature", "dropout", "hybrid"]
 Align = Literal["ridge", "rescale", "none"]
 Supervise = Literal["paths", "steps"]
+Sees = Literal["chain", "tree"]
 OptimizerName = Literal["adamw", "adamw8bit", "adamw_bf16_sr"]
 Tuning = Literal["full", "lora", "head"]
 Parallel = Literal["ddp", "fsdp"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+Select = Literal[
+    "auto", "best", "vote", "weighted_vote", "logit_vote", "rank_vote", "tie_break", "conservative", "agreement"
+]
 
 LOSSES = ("mse", "bce", "listwise", "pairwise", "order")
+READABLE = ("fed", "hidden", "tip", "answer")
+"""What a PRM can read of a path: its latents as they were fed, the hidden states before noise, the tip, the answer."""
 
 BUILTIN = "builtin"
 """The name of the reasoner that comes with the package, wherever a model folder is asked for."""
@@ -288,6 +294,11 @@ class TrainOptions:
     """What the model reads before the latents: the question's text, or nothing."""
     context_dropout: float = 0.1
     """Share of questions read without their text while training, so that scoring works without it too."""
+    reads: str = "fed"
+    """What the model reads of a path, with commas: fed, the latents as the reasoner got them; hidden, what it meant
+    before noise (collect --keep_hidden); tip, the state after the last latent; answer, what was decoded from it."""
+    sees: Sees = "chain"
+    """Whom a path is judged beside. chain: nobody; tree: half of the attention heads see its siblings' thoughts."""
     val_size: float = 0.1
     """Share of the questions kept for validation, or from 1 on their number; whole questions. 0: none."""
     val_steps: int | None = None
@@ -357,6 +368,18 @@ class TrainOptions:
         if self.early_stopping_patience and not self.val_size:
             raise ValueError("--early_stopping_patience needs validation: type --val_size 0.1, or leave it out.")
         self.loss_terms()
+        self.read_parts()
+
+    def read_parts(self) -> tuple[str, ...]:
+        """What ``reads`` names, in the order of ``READABLE``. Raises ValueError when it names something else."""
+        named = set(self.reads.replace(" ", "").split(","))
+        if unknown := sorted(named - set(READABLE)):
+            close = get_close_matches(unknown[0], READABLE, n=1)
+            meant = f"Did you mean {close[0]}?" if close else "Type some of them with commas, as fed,answer."
+            raise ValueError(f"--reads is {self.reads!r}, but {unknown[0]!r} is none of {', '.join(READABLE)}. {meant}")
+        if not named & {"fed", "hidden"}:
+            raise ValueError(f"--reads is {self.reads!r}, without the latents. Type fed,{self.reads}.")
+        return tuple(part for part in READABLE if part in named)
 
     def loss_terms(self) -> dict[str, float]:
         """The weight of each term of ``loss``, and of what the second head learns.
@@ -382,10 +405,16 @@ class TrainOptions:
 class EvaluateOptions:
     """Measure, on questions the model never saw, how much a PRM improves the choice among paths."""
 
-    checkpoint: str
-    """A checkpoint folder (…/best), or "builtin" for the PRM that comes with the package."""
+    checkpoint: tuple[str, ...]
+    """A checkpoint folder (…/best), or "builtin"; several, of PRMs alike but for the seed, share a table."""
     data_dir: str
     """A folder of shards with questions that the PRM was not trained on."""
+    calibrate_on: str | None = None
+    """A folder with other questions, to calibrate on and to pick a rule on. Left out: each half on the other."""
+    rivals_on: str | None = None
+    """A folder with training questions, for the rivals that learn. Left out: only those that do not."""
+    rivals: bool = True
+    """Measure the rivals that need no training, and the PRM's controls (four more passes), on the same paths."""
     output_dir: str | None = None
     """Where evaluation.json and the pictures go. Left out: <checkpoint>/evaluation, or reports for the built-in PRM."""
     num_bootstrap: int = 2000
@@ -403,6 +432,11 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         _at_least(1, num_bootstrap=self.num_bootstrap, pack_tokens=self.pack_tokens)
+        if not self.checkpoint:
+            raise ValueError('--checkpoint names none. Type a folder as checkpoints/…/best, or "builtin".')
+        for name in ("calibrate_on", "rivals_on"):
+            if (folder := getattr(self, name)) is not None and Path(folder) == Path(self.data_dir):
+                raise ValueError(f"--{name} is {folder}, which is the --data_dir: type a folder with other questions.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,11 +449,93 @@ class SolveOptions(GrowthOptions):
     """A checkpoint folder (…/best), or "builtin" for the PRM that comes with the package."""
     task: str = "arithmetic"
     """How the question is put and its answer read: arithmetic, search, maths, choice or text (an ordinary question)."""
+    select: Select = "auto"
+    """How one answer is chosen from the paths. auto: as the checkpoint's calibration.json says, else weighted_vote."""
+    abstain: float = 0.0
+    """Say "I do not know" where the answer is right with less than this probability. 0: never."""
+    steer: str | None = None
+    """Steer the growing paths by the PRM: topk, particles, anytime, … (a wrong name lists them). Left out: none is."""
+    confidence: float | None = None
+    """Of --steer anytime: stop once the leading answer leads for good with this probability. Left out: 0.95."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.question.strip():
             raise ValueError('The question is empty. Type it in quotes: latent-prm solve "Ann has 12 apples. ..."')
+        if not 0 <= self.abstain <= 1:
+            raise ValueError(f"--abstain is {self.abstain}, but it is a probability: type a number from 0 to 1.")
+        if self.confidence is not None and not 0 < self.confidence < 1:
+            raise ValueError(f"--confidence is {self.confidence}, but it must lie between 0 and 1: type 0.95, say.")
+        if self.confidence is not None and self.steer != "anytime":
+            raise ValueError(
+                f"--confidence is {self.confidence}, but only --steer anytime reads it: type that too, or leave it out."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteerOptions(GrowthOptions):
+    """Let a scorer steer the thinking, and measure accuracy against compute."""
+
+    task: str = "arithmetic,search"
+    """Where questions come from, as in collect."""
+    split: Split = "test"
+    """Which part of the task to draw from. A file is its own split."""
+    max_samples: int = 200
+    """Questions to try every method on."""
+    checkpoint: str = BUILTIN
+    """The PRM: a checkpoint folder (…/best), or "builtin" for the one that comes with the package."""
+    methods: str = "topk,adaptive,diversity,budget,beam,particles,merge,uncertain,anytime"
+    """Ways to steer, with commas; also the presets conservative, balanced, aggressive, fast, quality."""
+    scorer: str = "prm"
+    """Who says what an unfinished path is worth: prm, heuristic, random, oracle, or several with commas."""
+    after: str | None = None
+    """Steer after so many latents of a path, as 2,4. Left out: after each; of several agents, after each agent."""
+    select: Literal["best", "vote", "weighted_vote", "logit_vote", "rank_vote", "tie_break"] = "weighted_vote"
+    """How the answer is chosen among the paths that finish."""
+    confidence: float = 0.95
+    """How sure anytime has to be of its answer to stop."""
+    pool_paths: int | None = None
+    """Paths per question of the unsteered pool that others are compared with. Left out: 4 times num_paths."""
+    num_bootstrap: int = 2000
+    """Resamplings of the questions behind each interval."""
+    output_dir: str = "reports"
+    """Where steering.json and the picture go."""
+    batch_size: int | None = None
+    """Questions grown together. Left out: as many as fit (about 2 GiB on a CPU, 80 % of a GPU), at most 64."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(1, max_samples=self.max_samples, num_bootstrap=self.num_bootstrap, batch_size=self.batch_size)
+        _at_least(1, pool_paths=self.pool_paths)
+        if not 0.5 <= self.confidence < 1:
+            raise ValueError(f"--confidence is {self.confidence}. Type a probability from 0.5 to below 1.")
+        self.latents()
+
+    def latents(self) -> tuple[int, ...] | None:
+        """``after`` as numbers. Raises ValueError when it is no list of them."""
+        if self.after is None:
+            return None
+        found = self.after.replace(" ", "").split(",")
+        if not all(one.isdecimal() and int(one) > 0 for one in found):
+            raise ValueError(f"--after is {self.after!r}. Type whole numbers from 1 with commas: --after 2,4")
+        return tuple(sorted(set(map(int, found))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentOptions:
+    """Train and measure a grid of PRMs, as a YAML file describes it, and write one table."""
+
+    path: tyro.conf.Positional[str]
+    """The .yaml file: pools, base, arms or axes, seeds, evaluate, figures (see experiments/)."""
+    output_dir: str = "reports"
+    """Where a folder of its name goes, and one with the pools. The same command carries on where it stopped."""
+    num_bootstrap: int = 2000
+    """Resamplings of the questions behind each interval."""
+    dry_run: bool = False
+    """Print the plan: what is there, what is to be grown, trained and measured. Do none of it."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, num_bootstrap=self.num_bootstrap)
 
 
 @dataclass(frozen=True, kw_only=True)

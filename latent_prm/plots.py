@@ -1,4 +1,4 @@
-"""The pictures: loss while training, accuracy against the number of paths, calibration, what noise does.
+"""The pictures: loss while training, accuracy against the number of paths, calibration, abstaining, what noise does.
 
 This room hides matplotlib, which is the extra ``[plot]``: without it every function here raises `NoMatplotlib`.
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; every line also has a dash or marker of its own.
@@ -7,19 +7,23 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; every li
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from latent_prm.comparison import Comparison, Discrimination
 from latent_prm.files import atomic_write
-from latent_prm.metrics import Bin, Comparison, Interval, Method
+from latent_prm.metrics import Interval, Method
+from latent_prm.predictions import Bin, Coverage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BLACK, GREY, ORANGE, GREEN, BLUE, RED = "#000000", "#7f7f7f", "#e69f00", "#009e73", "#0072b2", "#d55e00"
+PURPLE = "#cc79a7"
 
 LABELS: dict[Method, str] = {
     "noise_free": "noise-free path",
@@ -27,6 +31,12 @@ LABELS: dict[Method, str] = {
     "vote": "majority",
     "best": "PRM best",
     "weighted_vote": "PRM-weighted vote",
+    "logit_vote": "PRM logit vote",
+    "rank_vote": "PRM rank vote",
+    "tie_break": "PRM breaks ties",
+    "conservative": "PRM lower bounds",
+    "agreement": "PRM x agreement",
+    "auto": "PRM, auto rule",
     "oracle": "any path (oracle)",
 }
 _LINES: dict[Method, tuple[str, str, str]] = {  # colour, dash, marker
@@ -35,6 +45,7 @@ _LINES: dict[Method, tuple[str, str, str]] = {  # colour, dash, marker
     "vote": (ORANGE, "-", "s"),
     "best": (BLUE, "-", "^"),
     "weighted_vote": (RED, "-", "o"),
+    "auto": (PURPLE, "--", "D"),
     "oracle": (GREEN, "-.", ""),
 }
 
@@ -148,16 +159,16 @@ def _areas(steps: np.ndarray, values: np.ndarray, axes: Axes) -> None:
 
 
 def accuracy_curve(comparison: Comparison, path: Path, title: str = "Accuracy against the number of paths") -> None:
-    """Write every method's accuracy, in per cent, against the number of paths, with its 95 % interval as a band."""
+    """Write the main methods' accuracy, in per cent, against the number of paths, each with its 95 % interval as a
+    band.
+    """
 
     def draw(axes: Axes) -> None:
         for method, by_size in reversed(comparison.accuracy.items()):  # as in the legend, the oracle on top
-            colour, dash, marker = _LINES[method]
-            sizes, intervals = list(by_size), list(by_size.values())
-            low, high = [100 * i.low for i in intervals], [100 * i.high for i in intervals]
-            axes.fill_between(sizes, low, high, color=colour, alpha=0.12, linewidth=0)
-            means = [100 * i.mean for i in intervals]
-            axes.plot(sizes, means, color=colour, linestyle=dash, marker=marker, markersize=4, label=LABELS[method])
+            if method in _LINES:
+                colour, dash, marker = _LINES[method]
+                line = {"color": colour, "linestyle": dash, "marker": marker, "markersize": 4, "label": LABELS[method]}
+                _band(axes, list(by_size), [_per_cent(interval) for interval in by_size.values()], line)
         axes.set_xscale("log", base=2)
         ticks = [size for size in comparison.accuracy["vote"] if size & (size - 1) == 0 or size == comparison.num_paths]
         axes.set_xticks(ticks, [str(size) for size in ticks])
@@ -168,20 +179,65 @@ def accuracy_curve(comparison: Comparison, path: Path, title: str = "Accuracy ag
     _write([draw], path)
 
 
-def calibration_curve(bins: Sequence[Bin], path: Path) -> None:
-    """Write the share of right paths against the predicted probability; a dot's area is its bin's number of paths."""
+def _band(axes: Axes, at: Sequence[float], intervals: Sequence[Interval], line: Mapping[str, Any]) -> None:
+    """A line through the means, and a band between the intervals' ends."""
+    low, high = [i.low for i in intervals], [i.high for i in intervals]
+    axes.fill_between(at, low, high, color=line["color"], alpha=0.12, linewidth=0)
+    axes.plot(at, [i.mean for i in intervals], **line)
+
+
+def _per_cent(share: Interval) -> Interval:
+    return Interval(100 * share.mean, 100 * share.low, 100 * share.high)
+
+
+def calibration_curves(panels: Mapping[str, Mapping[str, Sequence[Bin]]], path: Path) -> None:
+    """Write the share that is right against the predicted probability, a panel each for what is predicted of.
+
+    A panel holds reliability curves by label, first the one before calibration; a dot's area is its bin's count.
+    """
+
+    def draw(title: str, curves: Mapping[str, Sequence[Bin]], axes: Axes) -> None:
+        looks = ((BLUE, "-"), (RED, "--"), (GREEN, "-."))
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="perfect")
+        for (label, bins), (colour, dash) in zip(curves.items(), looks, strict=False):
+            most = max((b.count for b in bins), default=1)
+            predicted, right = [b.predicted for b in bins], [b.right for b in bins]
+            axes.plot(predicted, right, color=colour, linestyle=dash, label=label)
+            axes.scatter(predicted, right, s=[10 + 90 * b.count / most for b in bins], color=colour)
+        axes.set(xlabel="predicted probability", ylabel="share that was right", title=title)
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axes.legend(frameon=False, loc="upper left", fontsize="small")
+
+    _write([partial(draw, title, curves) for title, curves in panels.items()], path)
+
+
+def coverage_picture(curves: Mapping[str, Sequence[Coverage]], path: Path) -> None:
+    """Write the accuracy of the answers given against the share of questions answered, surest first; a line per way of
+    telling how sure an answer is.
+    """
 
     def draw(axes: Axes) -> None:
-        most = max((b.count for b in bins), default=1)
-        axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="perfectly calibrated")
-        predicted, right = [b.predicted for b in bins], [b.right for b in bins]
-        axes.plot(predicted, right, color=BLUE, label="the PRM")
-        axes.scatter(
-            predicted, right, s=[15 + 120 * b.count / most for b in bins], color=BLUE, label="area: number of paths"
-        )
-        axes.set(xlabel="predicted probability of a right answer", ylabel="share that was right", title="Calibration")
-        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        for (label, points), (colour, dash) in zip(curves.items(), ((RED, "-"), (ORANGE, "--")), strict=False):
+            given = [(100 * p.coverage, 100 * p.accuracy) for p in points if p.accuracy is not None]
+            axes.plot(*zip(*given, strict=True), color=colour, linestyle=dash, marker=".", label=label)
+        axes.set(xlabel="questions answered, %", ylabel="answers that are right, %", title="Answering only when sure")
+        axes.set_xlim(0, 102)
+        axes.legend(frameon=False, title="sure by")
+
+    _write([draw], path)
+
+
+def steps_curve(steps: Sequence[Discrimination], path: Path) -> None:
+    """Write how well the score after each latent tells right from wrong paths of the same question."""
+
+    def draw(axes: Axes) -> None:
+        axes.axhline(0.5, color=GREY, linestyle=":", label="chance")
+        known = [(t, step.auroc) for t, step in enumerate(steps, 1) if step.auroc is not None]
+        line = {"color": BLUE, "marker": "o", "markersize": 4, "label": "score after this latent"}
+        _band(axes, [t for t, _ in known], [area for _, area in known], line)
+        axes.locator_params(axis="x", integer=True)
+        axes.set(xlabel="latent", ylabel="AUROC within questions", title="When the PRM knows")
+        axes.legend(frameon=False)
 
     _write([draw], path)
 
@@ -206,10 +262,8 @@ def noise_curve(noises: Sequence[float], panels: Sequence[NoisePanel], path: Pat
         axes.axhline(100 * panel.noise_free.mean, color=BLACK, linestyle="--", label="the noise-free path is right")
         for line, intervals in panel.lines.items():
             label, colour, dash, marker = _NOISE_LINES[line]
-            low, high = [100 * i.low for i in intervals], [100 * i.high for i in intervals]
-            axes.fill_between(noises, low, high, color=colour, alpha=0.12, linewidth=0)
-            means = [100 * i.mean for i in intervals]
-            axes.plot(noises, means, color=colour, linestyle=dash, marker=marker, markersize=4, label=label)
+            line_style = {"color": colour, "linestyle": dash, "marker": marker, "markersize": 4, "label": label}
+            _band(axes, noises, [_per_cent(interval) for interval in intervals], line_style)
         axes.axvline(panel.marked, color=RED, linewidth=1.5)
         left = panel.marked <= max(noises) / 2
         axes.annotate(
@@ -230,6 +284,56 @@ def noise_curve(noises: Sequence[float], panels: Sequence[NoisePanel], path: Pat
             axes.figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2)
 
     _write([partial(draw, panel) for panel in panels], path)
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeCurve:
+    """A way of choosing among more and more paths: what they cost a question, in latent steps, and what it gets."""
+
+    label: str
+    latents: list[float]
+    total: list[float]
+    right: list[Interval]
+
+
+class ComputePoint(NamedTuple):
+    """One way of growing and choosing, by the same costs."""
+
+    method: str
+    scorer: str
+    latents: float
+    total: float
+    right: Interval
+
+
+def compute_curve(curves: Sequence[ComputeCurve], points: Sequence[ComputePoint], path: Path) -> None:
+    """Write accuracy, in per cent, against latent steps and against all compute, with 95 % intervals.
+
+    A point has the marker of its method and the colour of its scorer.
+    """
+    methods, scorers = ([*dict.fromkeys(getattr(point, of) for point in points)] for of in ("method", "scorer"))
+    markers, colours = "Xs^vD<>PohH*pd", (BLACK, BLUE, GREY, GREEN, RED)
+
+    def draw(of: str, label: str, axes: Axes) -> None:
+        for curve, colour, dash in zip(curves, (ORANGE, *colours[1:]), ("-", "--", ":", "-.", "-"), strict=False):
+            low, high = [100 * i.low for i in curve.right], [100 * i.high for i in curve.right]
+            means = [100 * i.mean for i in curve.right]
+            axes.fill_between(getattr(curve, of), low, high, color=colour, alpha=0.1, linewidth=0)
+            axes.plot(getattr(curve, of), means, color=colour, linestyle=dash, marker=".", label=curve.label)
+        for point in points:
+            marker = markers[methods.index(point.method) % len(markers)]
+            colour = colours[scorers.index(point.scorer) % len(colours)]
+            mean, low, high = (100 * share for share in (point.right.mean, point.right.low, point.right.high))
+            named = point.method + (f", by {point.scorer}" if point.scorer else "")
+            axes.errorbar([getattr(point, of)], [mean], [[mean - low], [high - mean]], color=colour, marker=marker,
+                          elinewidth=0.4, markersize=5, linestyle="", label=named)  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set(xlabel=f"{label} per question", ylabel="questions answered right, %" if of == "latents" else "")
+        if of == "total":
+            axes.figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside right upper",
+                               fontsize="x-small")  # fmt: skip
+
+    _write([partial(draw, "latents", "latent steps"), partial(draw, "total", "all compute, in latent steps,")], path)
 
 
 def _write(draws: Sequence[Callable[[Axes], None]], path: Path, heights: Sequence[float] = ()) -> None:

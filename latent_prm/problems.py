@@ -20,6 +20,12 @@ DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
 THINGS = ("apples", "coins", "books", "stamps", "cards", "shells", "pens", "marbles")
 MORE = ("buys", "finds", "gets")
 LESS = ("gives away", "loses", "sells")
+_STORY = re.compile(r"\w+ has (\d+) \w+\. ((?:On \w+ \w+ [^.]+\. )+)How many \w+ does \w+ have\?")
+_EVENT = re.compile(
+    rf"On \w+ \w+ (?:(?P<verb>{'|'.join(MORE)}|{'|'.join(LESS)}) (?:(?P<bags>\d+) bags of )?(?P<number>\d+)"
+    r"|(?P<other>doubles them|triples them|gives away half))"
+)
+_OTHER = {"doubles them": ("*", 2), "triples them": ("*", 3), "gives away half": ("/", 2)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,25 @@ class ArithmeticProblem:
             value = carry_out(value, sign, number)
             out.append(value)
         return out
+
+    @classmethod
+    def parse(cls, text: str) -> ArithmeticProblem:
+        """The problem behind a question's text. Raises ValueError when it is not of this form, naming the sentence."""
+        found = _STORY.fullmatch(text)
+        if not found:
+            raise ValueError(
+                f"not an arithmetic question: {text!r}. Write it as "
+                '"Ann has 7 pens. On Monday she buys 3 bags of 4. How many pens does Ann have?"'
+            )
+        operations = []
+        for sentence in found[2].removesuffix(". ").split(". "):
+            event = _EVENT.fullmatch(sentence)
+            if not event:
+                raise ValueError(f"there is no operation in {sentence!r}, in {text!r}.")
+            number = int(event["number"] or 0) * int(event["bags"] or 1)
+            sign = "+" if event["verb"] in MORE else "-"
+            operations.append(_OTHER[event["other"]] if event["other"] else (sign, number))
+        return cls(text, int(found[1]), tuple(operations))
 
 
 def carry_out(value: int, sign: str, number: int) -> int:
@@ -124,6 +149,13 @@ class SearchProblem:
     def next_values(self, value: int) -> list[int]:
         """Where one move can lead from ``value``: only numbers in 0..99 count."""
         return [v for v in (carry_out(value, s, n) for s, n in self.moves) if 0 <= v <= LARGEST]
+
+    def hopeful(self) -> list[set[int]]:
+        """After 0, 1 … ``count`` moves: the numbers from which the moves that are left can end at the target."""
+        found = [{self.target}]
+        for _ in range(self.count):
+            found.append({v for v in range(LARGEST + 1) if not found[-1].isdisjoint(self.next_values(v))})
+        return found[::-1]
 
     def reaches(self, visited: list[int]) -> bool:
         """Whether these numbers, one per move, are a way from start to target: the answer, carried out."""

@@ -20,15 +20,13 @@ This room hides the words around a question, the model's own chat template, and 
 from __future__ import annotations
 
 import re
-import reprlib
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from latent_prm.tasks import Question
+from latent_prm.yaml_files import keyed, load_yaml, meant, spell
 
 METHOD = {
     "maths": "Work it out",
@@ -50,9 +48,6 @@ DATE = "26 Jul 2024"
 """For templates that tell the date: a tree must not depend on the day on which it is grown."""
 THOUGHTS = "(thoughts)"
 """Stands for what was thought so far, where a later agent's turn is rendered."""
-
-SIZE_LIMIT = 2**18
-"""Bytes. A larger file is no pipeline that anyone wrote."""
 
 
 @dataclass(frozen=True)
@@ -166,25 +161,17 @@ def load_pipeline(name_or_file: str) -> Pipeline:
     if path.suffix not in (".yaml", ".yml"):
         names = ", ".join(BUILT_IN)
         raise ValueError(
-            f"Unknown pipeline {name_or_file!r}{_meant(name_or_file, BUILT_IN)}. Type {names} or a .yaml file."
+            f"Unknown pipeline {name_or_file!r}{meant(name_or_file, BUILT_IN)}. Type {names} or a .yaml file."
         )
     return _read(path)
 
 
 def _read(path: Path) -> Pipeline:
-    if not path.is_file():
-        raise ValueError(f"No such pipeline file: {path}. Type its path, or {', '.join(BUILT_IN)}.")
-    if (size := path.stat().st_size) > SIZE_LIMIT:
-        raise ValueError(f"{path}: {size} bytes are too many for a pipeline ({SIZE_LIMIT} at most).")
-    try:
-        content = yaml.load(path.read_bytes().decode("utf-8-sig"), _OnceLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: not readable as YAML in UTF-8 ({reason}).") from None
-    top = _keys(content, ("name", "agents", "judger"), f"{path}", 'Type "agents:" and a list of them below.')
+    content = load_yaml(path, "pipeline", f"Type its path, or {', '.join(BUILT_IN)}.")
+    top = keyed(content, ("name", "agents", "judger"), f"{path}", 'Type "agents:" and a list of them below.')
     listed = top.get("agents")
     if not isinstance(listed, list) or not listed:
-        raise ValueError(f'{path}: agents is {_spell(listed)}. Type a list of agents, each with "- name: …".')
+        raise ValueError(f'{path}: agents is {spell(listed)}. Type a list of agents, each with "- name: …".')
     agents = tuple(_agent(entry, f"{path}: agent {number}") for number, entry in enumerate(listed, 1))
     names = [agent.name for agent in agents]
     if double := next((name for name in names if names.count(name) > 1), None):
@@ -198,18 +185,8 @@ def _read(path: Path) -> Pipeline:
     return Pipeline(name, agents, None if judger is None else _template(judger, f"{path}: judger"))
 
 
-class _OnceLoader(yaml.SafeLoader):
-    """YAML's safe loader, but for a key that is there twice: it would quietly take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if double := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.constructor.ConstructorError(None, None, f"{double!r} is there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _agent(entry: Any, where: str) -> Agent:
-    keys = _keys(entry, ("name", "prompt", "latent_steps", "branches"), where, 'Type "- name: …" for each agent.')
+    keys = keyed(entry, ("name", "prompt", "latent_steps", "branches"), where, 'Type "- name: …" for each agent.')
     if "name" not in keys:
         raise ValueError(f'{where}: name is missing. Type "name: …": it is how reports call the agent.')
     name = _text(keys["name"], f"{where}: name")
@@ -223,18 +200,9 @@ def _agent(entry: Any, where: str) -> Agent:
     )
 
 
-def _keys(entry: Any, allowed: tuple[str, ...], where: str, way_out: str) -> dict[str, Any]:
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where}: {_spell(entry)} is not a list of keys and values. {way_out}")
-    for key in entry:
-        if key not in allowed:
-            raise ValueError(f"{where}: unknown key {_spell(key)}{_meant(key, allowed)}. Type {', '.join(allowed)}.")
-    return entry
-
-
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where} is {_spell(value)}. Type some text (in quotes, if it looks like a number).")
+        raise ValueError(f"{where} is {spell(value)}. Type some text (in quotes, if it looks like a number).")
     return value.strip()
 
 
@@ -248,16 +216,5 @@ def _template(value: Any, where: str) -> str:
 
 def _whole(value: Any, least: int, where: str) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-        raise ValueError(f"{where} is {_spell(value)}. Type a whole number of at least {least}, or leave the key out.")
+        raise ValueError(f"{where} is {spell(value)}. Type a whole number of at least {least}, or leave the key out.")
     return value
-
-
-def _spell(value: Any) -> str:
-    """Short, however large it is: a few lines of YAML can stand for a list without end."""
-    text = reprlib.repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
-
-
-def _meant(word: Any, known: Any) -> str:
-    close = get_close_matches(str(word)[:100].lower(), known, 1)
-    return f" (did you mean {close[0]}?)" if close else ""

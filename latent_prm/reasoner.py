@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from latent_prm.feedback import Dropout, LatentMap, SoftMixture, own_settings
-from latent_prm.growth import NOISE, NOISE_FREE, Chance, Growth, draw, plan
+from latent_prm.growth import NOISE, NOISE_FREE, Chance, Growth, Row, Steer, branch, carry_on, draw, plan, quiet
 from latent_prm.memory import MOST_TOGETHER, Footprint, budget, footprint
 from latent_prm.options import BUILTIN, Align, Diversity
 from latent_prm.pretrained import find_folder, loading, pick_device
@@ -32,17 +32,6 @@ from latent_prm.tree import Answer, ReasoningTree
 from latent_prm.tree import Path as LatentPath
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Row:
-    """Whose sequence a row of the batch is."""
-
-    question: int
-    number: int | None = None
-    """Of the path among all paths of its run, as `growth.draw` takes it; None before the first branching."""
-    path: int | None = None
-    """Its index among the question's paths; None until something has been thought."""
 
 
 class Reasoner:
@@ -195,55 +184,67 @@ class Reasoner:
     # --- trees ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def grow(self, questions: Sequence[Question], task: Task, growth: Growth | None = None) -> list[ReasoningTree]:
+    def grow(
+        self,
+        questions: Sequence[Question],
+        task: Task,
+        growth: Growth | None = None,
+        steer: Steer | None = None,
+        roots: range | None = None,
+    ) -> list[ReasoningTree]:
         """One tree per question: the noise-free path and ``num_paths`` others, answered, graded and backed up.
 
         A tree's paths stand run by run, in each run the noise-free one first. With ``until_mixed``, a question whose
         first half of the paths all came out alike stops there, and any other gets as many again as it was to have
         (its prompt is read again for them).
+        ``steer`` says after every run but the last which of the noisy paths go on, and how often each; those that do
+        not stay in the tree as they are, without a score. ``roots`` are the numbers of the first run's paths that are
+        to be grown (else all, from 0 on; the noise-free path comes with number 0, or with none): a path is the same
+        whatever others are grown, so that a tree can be grown in rounds and joined by :func:`beside`.
         When the memory is full, fewer questions, then fewer paths, are grown at a time.
 
-        Raises ValueError for a question with more positions than the model has, when a latent is not finite, and when
-        the memory is too small for one path.
+        Raises ValueError for a question with more positions than the model has, when a latent is not finite, when
+        the memory is too small for one path, and for ``until_mixed`` together with ``steer`` or ``roots``.
         """
         growth = growth or self.growth()
+        if growth.until_mixed and (steer is not None or roots is not None):
+            raise ValueError("--until_mixed decides by itself how many paths are grown. Leave it out when steering.")
         for question in questions:
             self.check_length(question, growth)
         branches = growth.runs[0].branches
         half = branches // 2 if growth.until_mixed else branches
-        grown = self._fitting(questions, task, growth, range(half), growth.noise_free)
-        trees = [
-            ReasoningTree(
-                question_id=question.id,
-                question=question.text,
-                gold=question.gold,
-                task=question.id.rpartition("-")[0],
-                paths=paths,
-            )
-            for question, paths in zip(questions, grown, strict=True)
-        ]
+        first = range(half) if roots is None else roots
+        noise_free = growth.noise_free and (not first or 0 in first)
+        grown = self._fitting(questions, task, growth, first, noise_free, steer)
+        trees = [_tree(question, paths) for question, paths in zip(questions, grown, strict=True)]
         for tree in trees:
             tree.back_up()
         if growth.until_mixed:
             undecided = [i for i, tree in enumerate(trees) if tree.mixed]
             more = self._fitting([questions[i] for i in undecided], task, growth, range(half, half + branches), False)
             for i, paths in zip(undecided, more, strict=True):
-                trees[i].paths = _beside(trees[i].paths, paths)
+                trees[i].paths = beside(trees[i].paths, paths)
                 trees[i].back_up()
         return trees
 
     def _fitting(
-        self, questions: Sequence[Question], task: Task, growth: Growth, roots: range, noise_free: bool
+        self,
+        questions: Sequence[Question],
+        task: Task,
+        growth: Growth,
+        roots: range,
+        noise_free: bool,
+        steer: Steer | None = None,
     ) -> list[list[LatentPath]]:
         """`_grow`, in pieces as large as the memory allows."""
         most = 1 if questions and self._slides(questions, growth) else self.most_together or len(questions)
         if len(questions) > most:
             pieces = [questions[start : start + most] for start in range(0, len(questions), most)]
-            return [paths for piece in pieces for paths in self._fitting(piece, task, growth, roots, noise_free)]
+            return [paths for piece in pieces for paths in self._fitting(piece, task, growth, roots, noise_free, steer)]
         if not questions:
             return []
         try:
-            return self._grow(questions, task, growth, roots, noise_free)
+            return self._grow(questions, task, growth, roots, noise_free, steer)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
                 raise
@@ -255,16 +256,17 @@ class Reasoner:
             log.warning(
                 "The memory is too small for %d questions at once: trying %d.", len(questions), self.most_together
             )
-            return self._fitting(questions, task, growth, roots, noise_free)
-        if len(roots) > 1:
+            return self._fitting(questions, task, growth, roots, noise_free, steer)
+        if len(roots) > 1 and steer is None:  # who steers must see all paths of a question together
             log.warning("The memory is too small for %d paths at once: trying half of them.", len(roots))
             halves = (roots[: len(roots) // 2], roots[len(roots) // 2 :])
             first, second = (
                 self._fitting(questions, task, growth, part, noise_free and i == 0)[0] for i, part in enumerate(halves)
             )
-            return [_beside(first, second)]
+            return [beside(first, second)]
+        paths = "one path" if len(roots) == 1 else f"{len(roots)} paths steered together"
         raise ValueError(
-            f"The memory is too small for one path ({reason}). Type a lower --max_new_tokens or --latent_steps, "
+            f"The memory is too small for {paths} ({reason}). Type a lower --max_new_tokens or --latent_steps, "
             "--dtype bfloat16, or a smaller --model_path."
         )
 
@@ -277,11 +279,17 @@ class Reasoner:
         return self._capacity(questions, growth) >= window
 
     def _grow(
-        self, questions: Sequence[Question], task: Task, growth: Growth, roots: range, noise_free: bool
+        self,
+        questions: Sequence[Question],
+        task: Task,
+        growth: Growth,
+        roots: range,
+        noise_free: bool,
+        steer: Steer | None,
     ) -> list[list[LatentPath]]:
         """The paths of each question that begin with these numbers, answered and graded."""
         grown: list[list[LatentPath]] = [[] for _ in questions]
-        rows = [_Row(q) for q in range(len(questions))]
+        rows = [Row(q) for q in range(len(questions))]
         thought = self._begin(questions, growth)
         spent: Counter[str] = Counter()
         chance: Chance | None = None
@@ -289,7 +297,7 @@ class Reasoner:
             if run.prompt is not None:
                 asked = [questions[row.question] for row in rows]
                 spent["prompt_tokens"] += self._read(thought, run.prompt, asked, growth)
-            parents, rows = _branch(rows, range(run.branches) if index else roots, noise_free and not index)
+            parents, rows = branch(rows, range(run.branches) if index else roots, noise_free and not index)
             thought.select(parents)
             chance = self._chance(questions, rows, growth, index)
             if run.latent_steps:
@@ -306,6 +314,10 @@ class Reasoner:
                     )
                     grown[row.question].append(path)
                     rows[i] = replace(row, path=len(grown[row.question]) - 1)
+                if steer is not None and index + 1 < len(growth.runs):
+                    trees = [_tree(question, paths) for question, paths in zip(questions, grown, strict=True)]
+                    parents, rows = carry_on(rows, steer, trees, growth, index)
+                    thought.select(parents)
         if growth.judger is not None:
             asked = [questions[row.question] for row in rows]
             spent["prompt_tokens"] += self._read(thought, growth.judger, asked, growth)
@@ -325,7 +337,7 @@ class Reasoner:
         longest = [max(column) for column in zip(*(self._prompts(q, growth) for q in questions), strict=True)]
         return sum(longest) + growth.latent_steps + growth.max_new_tokens
 
-    def _chance(self, questions: Sequence[Question], rows: Sequence[_Row], growth: Growth, run: int) -> Chance:
+    def _chance(self, questions: Sequence[Question], rows: Sequence[Row], growth: Growth, run: int) -> Chance:
         """What `growth.draw` gives for these rows, on the device."""
         numbers: dict[int, list[int]] = {}
         for row in rows:  # the rows of a question stand together
@@ -338,7 +350,7 @@ class Reasoner:
     def _answer(
         self,
         thought: Thought,
-        rows: list[_Row],
+        rows: list[Row],
         chance: Chance,
         questions: Sequence[Question],
         task: Task,
@@ -357,15 +369,54 @@ class Reasoner:
         choose = likeliest_or_drawn(
             chance.answers[index, number], chance.disturbed[index] == 0, growth.temperature, growth.top_p, cap
         )
-        tokens, truncated = decode(thought, growth.max_new_tokens, self.stop, choose)
+        tokens, truncated, surety = decode(thought, growth.max_new_tokens, self.stop, choose, cap)
         texts = [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
-        for (i, _), text, cut in zip(leaves, texts, truncated, strict=True):
+        for (i, _), text, cut, sure in zip(leaves, texts, truncated, surety, strict=True):
             row = rows[i]
             grade = task.grade(questions[row.question], text)
-            answer = Answer(text=text, value=grade.value, correct=grade.correct, truncated=cut)
+            answer = Answer(text=text, value=grade.value, correct=grade.correct, truncated=cut, log_probability=sure)
             assert row.path is not None
             grown[row.question][row.path].answers.append(answer)
         return sum(map(len, tokens)) + truncated.count(False)  # the token that ended an answer was decoded too
+
+    @torch.no_grad()
+    def foresee(
+        self,
+        questions: Sequence[Question],
+        task: Task,
+        growth: Growth,
+        trees: Sequence[ReasoningTree],
+        paths: Sequence[Sequence[int]],
+    ) -> tuple[list[list[bool]], int]:
+        """Whether these paths of each tree, carried on to the end without noise, answer right; and the positions read.
+
+        The paths must have equally long chains. What they have thought so far is fed again.
+        """
+        thought, spent, fed = self._begin(questions, growth), 0, 0
+        rows = list(range(len(questions)))
+        chains: Tensor | None = None
+        for run in growth.runs:
+            if run.prompt is not None:
+                spent += self._read(thought, run.prompt, [questions[row] for row in rows], growth)
+            if chains is None:
+                rows = [row for row in rows for _ in paths[row]]
+                thought.select(rows)
+                chains = torch.stack([trees[q].chain_latents(i) for q, some in enumerate(paths) for i in some])
+                chains = chains.to(self.device, self.model.dtype)
+            past = chains[:, fed : fed + run.latent_steps]
+            for latent in past.unbind(1):
+                thought.feed(latent)
+            fed += past.shape[1]
+            if ahead := run.latent_steps - past.shape[1]:
+                self._think(thought, quiet(len(rows), ahead, self.latent_dim, self.device), growth)
+            spent += len(rows) * run.latent_steps
+        if growth.judger is not None:
+            spent += self._read(thought, growth.judger, [questions[row] for row in rows], growth)
+        tokens, truncated, _ = decode(thought, growth.max_new_tokens, self.stop, lambda logits, *_: logits.argmax(-1))
+        right: list[list[bool]] = [[] for _ in questions]
+        for row, text in zip(rows, self.tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
+            right[row].append(task.grade(questions[row], text.strip()).correct)
+        return right, spent + sum(map(len, tokens)) + truncated.count(False)
 
     # --- one batch --------------------------------------------------------------------------------------------------
 
@@ -450,26 +501,19 @@ def batch_size(reasoner: Reasoner, questions: Sequence[Question], growth: Growth
     return max(1, min(MOST_TOGETHER, budget(reasoner.device) // each))
 
 
-def _beside(paths: list[LatentPath], others: list[LatentPath]) -> list[LatentPath]:
+def _tree(question: Question, paths: list[LatentPath]) -> ReasoningTree:
+    return ReasoningTree(
+        question_id=question.id,
+        question=question.text,
+        gold=question.gold,
+        task=question.id.rpartition("-")[0],
+        paths=paths,
+        steps=question.steps,
+    )
+
+
+def beside(paths: list[LatentPath], others: list[LatentPath]) -> list[LatentPath]:
     """Two sets of paths of one question as one, each path under its own parent still."""
     for path in others:
         path.parent = None if path.parent is None else path.parent + len(paths)
     return paths + others
-
-
-def _branch(rows: Sequence[_Row], numbers: range, noise_free: bool) -> tuple[list[int], list[_Row]]:
-    """The rows that begin under each row, and which one each carries on from.
-
-    Under the trunk begin a noise-free row, if wanted, and those with the numbers; under a noise-free row one like it.
-    """
-    parents, out = [], []
-    for i, row in enumerate(rows):
-        if row.number is None:
-            begin = [NOISE_FREE] * noise_free + list(numbers)
-        elif row.number == NOISE_FREE:
-            begin = [NOISE_FREE]
-        else:
-            begin = [row.number * len(numbers) + k for k in numbers]
-        parents += [i] * len(begin)
-        out += [replace(row, number=number) for number in begin]
-    return parents, out

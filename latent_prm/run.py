@@ -111,8 +111,7 @@ class Run:
         self.precision = optimizers.precision(self.device, options)
         self.origin, checkpoint = ranks.same(self._origin(lessons) if ranks.first else ({}, None))
         self.model = self._build(trees[0].paths[0].latents.shape[1], checkpoint)
-        if options.context == "question":
-            self.train, self.validation = self._with_contexts(self.train), self._with_contexts(self.validation)
+        self.train, self.validation = self._as_read(self.train), self._as_read(self.validation)
         layers = decoder_layers(self.model.backbone)
         self.module = ranks.spread(self.model, layers, options.parallel)
         if options.compile == "on" or (
@@ -142,8 +141,11 @@ class Run:
         options = self.options
         torch.manual_seed(options.seed)
         second = options.correctness_weight > 0
-        model = QwenLatentPRM(options.model_path, width, options.pooling_strategy, second_head=second)
+        model = QwenLatentPRM(
+            options.model_path, width, options.pooling_strategy, second_head=second, reads=options.read_parts()
+        )
         model.max_seq_length, model.context = options.max_seq_length, options.context
+        model.see(options.sees)
         model.dropout = self.dropout = PathDropout(options.dropout_prob)
         tuning.adapt(model, options)
         optimizers.shrink_weights(model, options)
@@ -184,9 +186,9 @@ class Run:
                 layer._compiled_call_impl = None
         self.model.zero_grad()
 
-    def _with_contexts(self, items: Sequence[Lesson]) -> list[Lesson]:
-        contexts = self.model.read_questions([item.tree.question for item in items])
-        return [item._replace(context=context) for item, context in zip(items, contexts, strict=True)]
+    def _as_read(self, items: Sequence[Lesson]) -> list[Lesson]:
+        read = self.model.as_read([item.tree for item in items])
+        return [item._replace(**own._asdict()) for item, own in zip(items, read, strict=True)]
 
     def autocast(self) -> torch.autocast:
         """The arithmetic of the forward pass."""

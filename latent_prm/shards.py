@@ -81,7 +81,7 @@ def read_shard(path: str | pathlib.Path) -> list[ReasoningTree]:
         BadFile: unfinished, damaged, or not a shard; it names the file, and the sample where there is one.
     """
     metadata = read_metadata(path)
-    data = files.load_tensors(path, sha256=metadata["sha256"], mmap=True)
+    data = columns.completed(files.load_tensors(path, sha256=metadata["sha256"], mmap=True))
     columns.check(path, data)
     if wrong := [key for key, value in _counts(data).items() if metadata[key] != value]:
         raise BadFile(f"{metadata_path(path)}: what it says of {', '.join(wrong)} is not what {path} holds.")

@@ -6,7 +6,7 @@ Mistral's, not compiled, in one process; the tests hold it against saved tensors
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from math import ceil
 from pathlib import Path
@@ -28,6 +28,7 @@ from latent_prm.optimizers import autocast_dtype
 from latent_prm.options import TrainOptions
 from latent_prm.packing import pack
 from latent_prm.pretrained import find_folder, loading, pick_device
+from latent_prm.reading import read_trees
 from latent_prm.shards import list_shards, nested_files, read_shard
 from latent_prm.tree import ReasoningTree
 
@@ -297,17 +298,22 @@ def read(options: TrainOptions) -> Reading:
         columns = QUESTION * asks + NUM_PATHS * LATENTS
         like = f"{NUM_PATHS} paths of {LATENTS} latents" + f" to a question of {QUESTION} tokens" * asks
         return Reading(columns / NUM_PATHS, columns, None, f"no labelled paths in {options.data_dir}; say {like}")
-    contexts: list[list[int]] = [[] for _ in lessons]
-    if asks:
+    reads, tokenizer = options.read_parts(), None
+    if asks or "answer" in reads:
         folder = find_folder(options.model_path, reader_folder)
         with loading(folder):
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        contexts = tokenizer([lesson.tree.question for lesson in lessons])["input_ids"]
+
+    def tokens(texts: Sequence[str]) -> list[list[int]]:
+        return tokenizer(list(texts))["input_ids"] if tokenizer is not None and texts else []
+
     sizes = []
-    for lesson, context in zip(lessons, contexts, strict=True):
-        packs = pack([lesson.tree], [context], wanted=[lesson.targets], max_seq_length=options.max_seq_length)
+    seen = read_trees([lesson.tree for lesson in lessons], reads, tokens, asks)
+    for lesson, (tree, context, tails) in zip(lessons, seen, strict=True):
+        longest = options.max_seq_length
+        packs = pack([tree], [context], wanted=[lesson.targets], tails=[tails], max_seq_length=longest)
         sizes.append(sum(batch.num_tokens for batch in packs))
-    paths, width = sum(len(lesson.targets) for lesson in lessons), lessons[0].tree.paths[0].latents.shape[1]
+    paths, width = sum(len(lesson.targets) for lesson in lessons), seen[0].tree.paths[0].latents.shape[1]
     said = f"{paths / len(lessons):.1f} labelled paths to a question, {sum(sizes) / len(lessons):.1f} columns"
     said += f" (the first {len(lessons)} of {options.data_dir})"
     return Reading(sum(sizes) / paths, max(sizes), width, said)

@@ -1,38 +1,77 @@
-"""One question → one answer: grow paths, score them, vote, and show the vote.
+"""One question → one answer: grow paths (steered, if wished), score them, choose, and say how sure that is.
 
 latent-prm solve "Ann has 12 apples. On Monday she buys 5. How many apples does Ann have?"
 """
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
+from latent_prm import confidence as calibrations
+from latent_prm.confidence import Confidence, abstains
+from latent_prm.demo import prm_folder
+from latent_prm.doubt import lower_bounds
 from latent_prm.model import QwenLatentPRM
-from latent_prm.options import SolveOptions
+from latent_prm.options import BUILTIN, SolveOptions
 from latent_prm.pretrained import pick_device
 from latent_prm.reasoner import Reasoner
-from latent_prm.selector import Choice, candidates, choose, shares
+from latent_prm.scorers import PrmScorer
+from latent_prm.selector import NEEDS_LOWER, Candidates, Choice, How, choose_among, shares
+from latent_prm.steering import Grown, Guide, finished, from_name, keeping
 from latent_prm.tasks import BUILT_IN, Question, load_task
 from latent_prm.tree import Answer, ReasoningTree
 
 
 def main(options: SolveOptions) -> Choice:
-    """Answer the question, print how the paths voted, and return the chosen answer.
+    """Answer the question, print how the paths voted and how sure the answer is, and return the chosen answer.
 
-    Raises ValueError when the PRM reads latents of another width than the reasoner's.
+    Raises ValueError when the PRM reads latents of another width than the reasoner's, for an unknown task or steering,
+    and for --abstain without a calibration.
     """
+    confidence = load_confidence(options)
     reasoner = Reasoner.from_pretrained(**options.reasoner())
     model = load_prm(options, reasoner)
-    tree = grow(options, reasoner)
-    scores = model.score_trees([tree])[0]
-    choice = choose(tree, scores)
-    print_vote(tree, scores, choice)
+    grown = grow(options, reasoner, model)
+    choice = decide(options, grown, model, confidence)
+    console = Console(highlight=False, markup=False)
+    print_vote(grown, choice, console)
+    console.print(Text(said(grown, choice, options.abstain), style="bold"))
+    for line in remarks(options, choice, confidence):
+        console.print(line, soft_wrap=True)
     return choice
+
+
+# --- loading --------------------------------------------------------------------------------------------------------
+
+
+def load_confidence(options: SolveOptions) -> Confidence | None:
+    """What lies beside the checkpoint's weights as calibration.json; None: nothing.
+
+    Raises ValueError when --abstain asks for a probability that nobody has calibrated, or the file is foreign.
+    """
+    folder = prm_folder() if options.checkpoint == BUILTIN else Path(options.checkpoint)
+    found = calibrations.load(folder) if (folder / calibrations.FILE).is_file() else None
+    how = rule(options, found)
+    if options.abstain and (found is None or how not in found.answers):
+        raise ValueError(
+            f"--abstain is {options.abstain}, but {folder} has no calibrated probability for answers chosen by {how}. "
+            f"Calibrate it first: {_how_to_calibrate(options)}"
+        )
+    return found
+
+
+def rule(options: SolveOptions, confidence: Confidence | None) -> How:
+    """The rule to choose by, typed or what auto stands for."""
+    if options.select != "auto":
+        return options.select
+    return calibrations.BASE if confidence is None else confidence.picked.how
 
 
 def load_prm(options: SolveOptions, reasoner: Reasoner) -> QwenLatentPRM:
@@ -47,21 +86,65 @@ def load_prm(options: SolveOptions, reasoner: Reasoner) -> QwenLatentPRM:
     return model
 
 
-def grow(options: SolveOptions, reasoner: Reasoner) -> ReasoningTree:
-    """The question's tree: its noise-free path and the noisy ones that vote. Raises ValueError for an unknown task."""
+# --- answering ------------------------------------------------------------------------------------------------------
+
+
+def grow(options: SolveOptions, reasoner: Reasoner, model: QwenLatentPRM) -> Grown:
+    """The question's tree, its noise-free path and the noisy ones that vote, with the PRM's score of every path.
+
+    Raises ValueError for an unknown task or steering.
+    """
     if options.task not in BUILT_IN:
         raise ValueError(f"--task is {options.task}, but one question is of one kind: type {', '.join(BUILT_IN)}.")
     task = load_task(options.task)
     question = Question(f"{options.task}-0", options.question, gold="", kind=getattr(task, "kind", "text"))
-    return reasoner.grow([question], task, reasoner.growth(**options.growth()))[0]
+    scorer = PrmScorer(model, reasoner)
+    guide, settings = find_guide(options, scorer), options.growth()
+    if guide is not None:
+        if options.num_paths is None and options.branches is None:
+            settings["num_paths"] = guide.num_paths
+        return guide.grow(reasoner, [question], task, reasoner.growth(**settings))[0]
+    tree = reasoner.grow([question], task, keeping(reasoner.growth(**settings), scorer))[0]
+    votes = np.zeros(len(tree.paths), dtype=int)
+    votes[finished(tree)] = 1
+    return Grown(tree, model.score_trees([tree])[0].double().numpy(), votes)
 
 
-def print_vote(
-    tree: ReasoningTree, scores: Float[Tensor, " P"], choice: Choice, console: Console | None = None
-) -> None:
+def find_guide(options: SolveOptions, scorer: PrmScorer) -> Guide | None:
+    """Who steers the growth; None: nobody. Raises ValueError for an unknown name."""
+    if options.steer is None:
+        return None
+    settings: dict[str, Any] = {} if options.confidence is None else {"confidence": options.confidence}
+    return from_name(options.steer, scorer, **settings)
+
+
+def decide(options: SolveOptions, grown: Grown, model: QwenLatentPRM, confidence: Confidence | None) -> Choice:
+    """The answer that the paths give together; its index is the tree's. Raises ValueError when no path gave one."""
+    found, how, lower = ballots(grown), rule(options, confidence), None
+    if how in NEEDS_LOWER:
+        lower = lower_bounds(model, [grown.tree])[0][found.paths]
+    if confidence is None:
+        choice = choose_among(found.values, found.scores, how, lower)
+    else:
+        choice = confidence.choose(found.values, found.scores, how, lower)
+    return choice._replace(index=found.paths[choice.index])
+
+
+def ballots(grown: Grown) -> Candidates:
+    """What the finished paths offer, each as often as it has votes."""
+    paths = np.repeat(np.arange(len(grown.votes)), grown.votes).tolist()
+    answers = [grown.tree.paths[i].answers[0] for i in paths]
+    scores = [float(grown.scores[i]) for i in paths]
+    return Candidates(paths, [a.value for a in answers], [a.correct for a in answers], scores)
+
+
+# --- showing --------------------------------------------------------------------------------------------------------
+
+
+def print_vote(grown: Grown, choice: Choice, console: Console | None = None) -> None:
     """Print every answer with its paths, its share of the predicted scores and its best one; the chosen in bold."""
     console = console or Console(highlight=False, markup=False)
-    found = candidates(tree, scores)
+    tree, found = grown.tree, ballots(grown)
     weight = shares(found.values, found.scores)
     right = dict(zip(found.values, found.correct, strict=True))
     table = Table(box=box.SIMPLE_HEAD)
@@ -71,15 +154,39 @@ def print_vote(
     if known := is_gradable(tree):
         table.add_column("right")
     for value in sorted(weight, key=lambda value: -weight[value]):
-        scored = [s for v, s in zip(found.values, found.scores, strict=True) if v == value]
+        scored = _scored(found, value)
         row = [Text(value or "(none)"), str(len(scored)), f"{100 * weight[value]:.1f} %", f"{max(scored):.3f}"]
         row += [_yes(right[value])] if known else []
         table.add_row(*row, style="bold" if value == choice.value else "")
     console.print(table)
-    console.print(Text(f"Answer: {choice.value or '(none)'}", style="bold"))
     for answer in _noise_free_answers(tree):
         graded = f" (right: {_yes(answer.correct)})" if known else ""
         console.print(f"The noise-free path answers: {answer.value or '(none)'}{graded}")
+
+
+def said(grown: Grown, choice: Choice, abstain: float = 0.0) -> str:
+    """The answer in a sentence, with its probability: where it is not calibrated, the mean score of its paths."""
+    if choice.value == "":
+        return "I do not know: no path gave an answer."
+    if abstain and abstains(choice, abstain):
+        return f"I do not know ({choice.value} is right with probability {_probability(choice.probability)} only)"
+    scores = _scored(ballots(grown), choice.value)
+    guessed = sum(scores) / len(scores) if choice.probability is None else choice.probability
+    return f"I think {choice.value}, right with probability {_probability(guessed)}"
+
+
+def remarks(options: SolveOptions, choice: Choice, confidence: Confidence | None) -> list[str]:
+    """What a reader has to know of the answer, a line each: by which rule, and what its probability is worth."""
+    lines = []
+    if options.select != "auto":
+        lines.append(f"Chosen by {options.select}.")
+    elif confidence is not None:
+        lines.append(f"Chosen by {confidence.picked}.")
+    if choice.probability is None:
+        lines.append(f"This probability is not calibrated. Calibrate it: {_how_to_calibrate(options)}")
+    elif options.steer is not None:
+        lines.append("This probability was calibrated on paths that nobody steered.")
+    return lines
 
 
 def is_gradable(tree: ReasoningTree) -> bool:
@@ -87,8 +194,20 @@ def is_gradable(tree: ReasoningTree) -> bool:
     return tree.gold != "" or tree.task == "search"
 
 
+def _how_to_calibrate(options: SolveOptions) -> str:
+    return f"latent-prm evaluate --checkpoint {options.checkpoint} --data_dir prm_test --calibrate_on prm_validation"
+
+
+def _scored(found: Candidates, value: str) -> list[float]:
+    return [score for other, score in zip(found.values, found.scores, strict=True) if other == value]
+
+
 def _noise_free_answers(tree: ReasoningTree) -> list[Answer]:
     return [path.answers[0] for path in tree.paths if path.noise_free and path.answers]
+
+
+def _probability(p: float | None) -> str:
+    return f"{min(max(p or 0.0, 0.01), 0.99):.2f}"  # nothing is certain
 
 
 def _yes(flag: bool) -> str:

@@ -19,7 +19,7 @@ from typing import Protocol, get_args
 
 from latent_prm import gym
 from latent_prm.grading import Kind, boxed, canonical, chosen, extract_answer, question_digest
-from latent_prm.hub import DATASETS, Source, Split
+from latent_prm.hub import DATASETS, Item, Source, Split
 from latent_prm.problems import SearchProblem, draw_arithmetic, draw_search
 from latent_prm.rows import READERS
 
@@ -37,6 +37,8 @@ class Question:
     gold: str
     kind: Kind = "text"
     """How it is put to a reasoner, and how its answer is read."""
+    steps: tuple[str, ...] = ()
+    """The true intermediate values on the way to the gold, in order; (): unknown, or there is more than one way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,29 +119,33 @@ class TextTask:
         return self.name
 
 
+def _question(task: str, item: Item) -> Question:
+    return Question(f"{task}-{question_digest(item.text)}", item.text, item.gold, item.kind, item.steps)
+
+
 class GeneratedTask(TextTask):
     """Questions without end, drawn from a seed."""
 
     endless = True
     kind: Kind = "text"
 
-    def draws(self, seed: int) -> Iterator[tuple[str, str]]:
-        """Texts and golds, of all splits, doubles among them."""
+    def draws(self, seed: int) -> Iterator[Item]:
+        """Questions of all splits, doubles among them."""
         raise NotImplementedError
 
     def stream(self, split: str, seed: int) -> Iterator[Question]:
         """Raises ValueError, once it is drawn from, when no other question comes any more."""
         return self._fresh(_known(split), self.draws(seed))
 
-    def _fresh(self, split: Split, draws: Iterator[tuple[str, str]]) -> Iterator[Question]:
+    def _fresh(self, split: Split, draws: Iterator[Item]) -> Iterator[Question]:
         seen: set[str] = set()
         in_vain = 0
-        for text, gold in draws:
+        for item in draws:
             in_vain += 1
-            if split_of(text) == split and (name := f"{self.name}-{question_digest(text)}") not in seen:
-                seen.add(name)
+            if split_of(item.text) == split and (question := _question(self.name, item)).id not in seen:
+                seen.add(question.id)
                 in_vain = 0
-                yield Question(name, text, gold, self.kind)
+                yield question
             elif in_vain == PATIENCE:
                 raise ValueError(
                     f"{self} seems to have only {len(seen)} questions of the {split} split that differ in more than "
@@ -147,30 +153,46 @@ class GeneratedTask(TextTask):
                 )
 
 
-class ArithmeticTask(GeneratedTask):
+class SizedTask(GeneratedTask):
+    """Problems of all sizes, or of so many ``size`` operations or moves: ``arithmetic:3``. The name says no size."""
+
+    largest: int
+
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size
+
+    def rng(self, seed: int) -> random.Random:
+        """What a seed draws from."""
+        return random.Random(f"{self.name}{f':{self.size}' if self.size else ''}/{seed}")
+
+
+class ArithmeticTask(SizedTask):
     """Word problems of 2 to 6 operations on numbers up to 99: "Ann has 12 apples. On Monday she buys 5. …"."""
 
     name = "arithmetic"
     kind: Kind = "maths"
+    largest = 6
 
-    def draws(self, seed: int) -> Iterator[tuple[str, str]]:
-        rng = random.Random(f"{self.name}/{seed}")
+    def draws(self, seed: int) -> Iterator[Item]:
+        rng = self.rng(seed)
         while True:
-            problem = draw_arithmetic(rng)
-            yield problem.text, str(problem.values[-1])
+            problem = draw_arithmetic(rng, self.size)
+            values = tuple(map(str, problem.values))
+            yield Item(problem.text, values[-1], self.kind, values)
 
 
-class SearchTask(GeneratedTask):
+class SearchTask(SizedTask):
     """Reach a target from a start with given moves; the answer is the numbers visited, any way that works is right."""
 
     name = "search"
     kind: Kind = "search"
+    largest = 4
 
-    def draws(self, seed: int) -> Iterator[tuple[str, str]]:
-        rng = random.Random(f"{self.name}/{seed}")
-        while True:
-            problem, way = draw_search(rng, rng.choice((2, 2, 3, 3, 4)))  # four moves are too hard to be most of it
-            yield problem.text, " ".join(map(str, way))
+    def draws(self, seed: int) -> Iterator[Item]:
+        rng = self.rng(seed)
+        while True:  # four moves are too hard to be most of it
+            problem, way = draw_search(rng, self.size or rng.choice((2, 2, 3, 3, 4)))
+            yield Item(problem.text, " ".join(map(str, way)), self.kind)
 
     def grade(self, question: Question, text: str) -> Grade:
         """Carries the answer out; a start named first is no visit. Raises ValueError for a question of another task."""
@@ -189,8 +211,8 @@ class GymTask(GeneratedTask):
         gym.check(generator)
         self.generator, self.name = generator, f"gym:{generator}"
 
-    def draws(self, seed: int) -> Iterator[tuple[str, str]]:
-        return gym.draw(self.generator, seed)
+    def draws(self, seed: int) -> Iterator[Item]:
+        return (Item(text, gold, self.kind) for text, gold in gym.draw(self.generator, seed))
 
     def grade(self, question: Question, text: str) -> Grade:
         return Grade(*gym.judge(self.generator, question.text, question.gold, text))
@@ -210,8 +232,8 @@ class WrittenTask(TextTask):
         """The different questions of a split, and how many rows were doubles of these."""
         found: dict[str, Question] = {}
         rows = 0
-        for text, gold, kind in self.source.items(_known(split)):
-            question = Question(f"{self.name}-{question_digest(text)}", text, gold, kind)
+        for item in self.source.items(_known(split)):
+            question = _question(self.name, item)
             found.setdefault(question.id, question)
             rows += 1
         return list(found.values()), rows - len(found)
@@ -320,6 +342,7 @@ class ChoiceTask(TextTask):
 BUILT_IN: dict[str, Callable[[], Task]] = {
     kind.name: kind for kind in (ArithmeticTask, SearchTask, TextTask, MathsTask, ChoiceTask)
 }
+SIZED: dict[str, type[SizedTask]] = {kind.name: kind for kind in (ArithmeticTask, SearchTask)}
 _WAYS = (
     f"arithmetic, search, one of {', '.join(DATASETS)}, gym:NAME, or the path of a {', '.join(list(READERS)[:-1])} or "
     f"{list(READERS)[-1]} file"
@@ -329,7 +352,7 @@ _WAYS = (
 def load_task(spec: str) -> Task:
     """The task behind a name, a path, or several with commas (a path with a comma in it is two).
 
-    A name is ``arithmetic``, ``search``, ``text``, a key of ``hub.DATASETS`` (``gsm8k``; ``gsm8k:PATH`` for a folder or
+    A name is ``arithmetic``, ``search`` (``search:2``: with two moves only), ``text``, a key of ``hub.DATASETS`` (``gsm8k``; ``gsm8k:PATH`` for a folder or
     file of the same columns) or ``gym:`` and a generator of reasoning-gym; a path ends in .jsonl, .csv or .parquet.
 
     Raises ValueError for any other name, and for two tasks of one name.
@@ -349,6 +372,10 @@ def _load_one(spec: str) -> Task:
     name, colon, rest = spec.partition(":")
     if spec in BUILT_IN:
         return BUILT_IN[spec]()
+    if (sized := SIZED.get(name)) and colon:
+        if rest not in map(str, range(2, sized.largest + 1)):
+            raise ValueError(f"--task is {spec!r}, but {name} has 2 to {sized.largest} steps: type {name}:3, say.")
+        return sized(int(rest))
     if spec in DATASETS:
         return WrittenTask(Source(None, spec))
     if name in DATASETS and rest:

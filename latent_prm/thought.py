@@ -150,18 +150,25 @@ def decode(
     longest: int,
     stop: set[int],
     choose: Callable[[Float[Tensor, "B V"], list[int], int], Int[Tensor, " B"]],
-) -> tuple[list[list[int]], list[bool]]:
-    """The tokens that each row says until one of ``stop``, and whether it was cut off at the ``longest``.
+    cap: float | None = None,
+) -> tuple[list[list[int]], list[bool], list[float]]:
+    """The tokens that each row says until one of ``stop``, whether it was cut off at the ``longest``, and how surely it
+    said them: the mean log-probability of its tokens, that of the stop among them, before temperature.
 
     ``choose(logits, rows, step)`` picks the next token of the rows that still speak. Rows that have finished leave the
     batch once they are half of it.
     """
     tokens: list[list[int]] = [[] for _ in range(len(thought))]
     live, done = list(range(len(thought))), [False] * len(thought)
+    said = [0.0] * len(thought)
     for step in range(longest):
-        chosen = choose(thought.model.get_output_embeddings()(thought.hidden).float(), live, step)
-        for row, token in zip(live, chosen.tolist(), strict=True):
+        logits = thought.model.get_output_embeddings()(thought.hidden).float()
+        chosen = choose(logits, live, step)
+        logits = cap * torch.tanh(logits / cap) if cap else logits
+        sure = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(1)
+        for row, token, surely in zip(live, chosen.tolist(), sure.tolist(), strict=True):
             if not done[row]:
+                said[row] += surely
                 done[row] = token in stop
                 tokens[row] += [] if done[row] else [token]
         keep = [at for at, row in enumerate(live) if not done[row]]
@@ -171,7 +178,8 @@ def decode(
             thought.select(keep)
             chosen, live = chosen[torch.tensor(keep, device=chosen.device)], [live[at] for at in keep]
         thought.say(chosen)
-    return tokens, [not finished for finished in done]
+    counts = [len(row) + finished for row, finished in zip(tokens, done, strict=True)]
+    return tokens, [not finished for finished in done], [total / n for total, n in zip(said, counts, strict=True)]
 
 
 def likeliest_or_drawn(

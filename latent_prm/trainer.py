@@ -29,9 +29,9 @@ from latent_prm import files, plots, resuming, sizing
 from latent_prm.feeding import Work, ahead
 from latent_prm.lessons import Lesson, epoch_steps
 from latent_prm.options import TrainOptions
-from latent_prm.packing import pack
 from latent_prm.pretrained import pick_device
 from latent_prm.ranks import Ranks
+from latent_prm.reading import Read
 from latent_prm.run import Run, names_of_epoch, opened, place, save
 from latent_prm.shards import load_trees
 from latent_prm.stopping import gathered
@@ -247,13 +247,13 @@ def validate(run: Run) -> dict[str, float]:
     Raises ValueError when the loss is not finite.
     """
     items, options, found = run.validation, run.options, []
-    trees, contexts = [item.tree for item in items], [item.context for item in items]
     own = set(run.ranks.share([item.num_tokens for item in items]))
-    size = {"max_seq_length": options.max_seq_length, "pack_tokens": options.pack_tokens, "shared": run.model.shares}
+    size = {"max_seq_length": options.max_seq_length, "pack_tokens": options.pack_tokens}
     wanted = [list(item.targets) if i in own else [] for i, item in enumerate(items)]
-    idle = next(pack(trees[:1], contexts[:1], wanted=[list(items[0].targets)[:1]], **size))
+    read = [Read(item.tree, item.context, item.tails) for item in items]
+    idle = next(run.model.packs(read[:1], wanted=[list(items[0].targets)[:1]], **size))
     run.model.eval()
-    for batch, real in run.ranks.abreast(pack(trees, contexts, wanted=wanted, **size), idle):
+    for batch, real in run.ranks.abreast(run.model.packs(read, wanted=wanted, **size), idle):
         with run.autocast():
             scores = run.model(batch.to(run.device)).value.sigmoid().tolist()
         found += zip(batch.paths, scores, strict=True) if real else []

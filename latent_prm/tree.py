@@ -31,6 +31,8 @@ class Answer:
     correct: bool
     truncated: bool = False
     """The text was cut at the longest length allowed."""
+    log_probability: float | None = field(default=None, compare=False)
+    """The mean over its tokens of the logarithm of each one's probability, before temperature; None: unknown."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -67,6 +69,8 @@ class ReasoningTree:
     gold: str
     task: str
     paths: list[Path]
+    steps: tuple[str, ...] = ()
+    """The true intermediate values on the way to the gold, in order, the gold's own last; (): unknown."""
 
     def children(self, i: int) -> list[int]:
         """The paths that carry on from path ``i``, in order."""

@@ -22,8 +22,9 @@ import torch
 from latent_prm.checkpoint import save_history
 from latent_prm.lessons import Lesson
 from latent_prm.memory import held
-from latent_prm.metrics import auroc, calibration, calibration_error
+from latent_prm.metrics import auroc
 from latent_prm.options import TrainOptions
+from latent_prm.predictions import calibration, calibration_error
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker

@@ -21,23 +21,29 @@ SOURCES = sorted([*ROOT.glob("latent_prm/**/*.py"), *ROOT.glob("methods/**/*.py"
 
 # A room imports from the lines above its own only; those of the line of the models also each other, without a circle.
 LAYERS = [
-    {"options", "files", "tree", "grading", "rows", "problems", "stopping", "logbook", "demo"},
-    {"hub", "gym"},
+    {"options", "files", "tree", "grading", "rows", "problems", "stopping", "logbook", "demo", "rules", "yaml_files"},
+    {"hub", "gym", "selector", "grid"},
     {"tasks"},
     {"prompts"},
     {"columns", "nested"},
     {"foreign"},
-    {"shards", "packing", "metrics"},
+    {"shards", "packing", "metrics", "predictions", "probes"},
     {"pretrained", "feedback", "growth", "memory", "thought", "reasoner", "model", "plots"}
-    | {"lessons", "losses", "optimizers", "tuning", "ranks", "sizing", "watching", "checkpoint", "feeding"},
-    {"selector", "cluster", "preview", "resuming"},
-    {"run"},
-    {"collector", "trainer", "evaluator", "solver", "inspector", "tuner", "converter"},
+    | {"lessons", "losses", "optimizers", "tuning", "ranks", "sizing", "watching", "checkpoint", "feeding", "reading"}
+    | {"comparison", "confidence", "doubt", "rivals", "truth"},
+    {"scorers"},
+    {"steering"},
+    {"cluster", "preview", "resuming", "evaluation"},
+    {"run", "tables", "findings"},
+    {"collector", "trainer", "evaluator", "solver", "inspector", "tuner", "converter", "steerer"},
+    {"stock"},
+    {"experiment"},
     {"demo.card"},
     {"demo.recipe"},
     {"demo.reader", "demo.__main__"},
 ]
 MAY_IMPORT_EACH_OTHER = LAYERS[7]
+TORCH_FREE = ("options", "tasks", "selector")
 DOORS = {"", "__main__"}  # the package itself and its command line reach every room, and only by name
 
 
@@ -52,13 +58,13 @@ def test_imports_go_one_way() -> None:
     TopologicalSorter(graph).prepare()  # raises CycleError
 
 
-@pytest.mark.parametrize("room", ["options", "tasks", "prompts", "metrics", "__init__", "__main__"])
+@pytest.mark.parametrize("room", ["options", "tasks", "prompts", "metrics", "selector", "__init__", "__main__"])
 def test_rooms_that_promise_to_be_free_of_torch_never_import_it(room: str) -> None:
     imported = imports_of(ROOT / "latent_prm" / f"{room}.py", for_types=False)
     assert not {name for name in imported if name.split(".")[0] in {"torch", "transformers", "safetensors"}}
 
 
-@pytest.mark.parametrize("room", ["latent_prm", "methods.latent_prm", "latent_prm.options", "latent_prm.tasks"])
+@pytest.mark.parametrize("room", ["latent_prm", "methods.latent_prm", *map("latent_prm.{}".format, TORCH_FREE)])
 def test_importing_it_does_not_import_torch(room: str) -> None:
     assert "torch" not in modules_after(f"import {room}")
 
@@ -115,17 +121,26 @@ OPTIONS = {
         train_embeddings=False batch_size=4 learning_rate=2e-05 weight_decay=0.01 optimizer='adamw'
         warmup_ratio=0.1 gradient_accumulation_steps=4 max_grad_norm=1.0 pooling_strategy='mean'
         dropout_prob=0.1 max_seq_length=512 use_prm_score=True loss='mse' supervise='paths'
-        weigh_labels=False correctness_weight=0.0 context='question' context_dropout=0.1 val_size=0.1
+        weigh_labels=False correctness_weight=0.0 context='question' context_dropout=0.1 reads='fed'
+        sees='chain' val_size=0.1
         val_steps=None early_stopping_patience=None save_steps=100 save_total_limit=None
         save_optimizer=True resume=None logging_steps=10 report_to='auto' log_level='INFO' device='auto'
         mixed_precision=True gradient_checkpointing=False compile='auto' parallel='ddp'
         deterministic=False seed=42 pack_tokens=4096 skip_bad_files=False plan=False""",
     "evaluate": """
-        checkpoint data_dir output_dir=None num_bootstrap=2000 context=None seed=42 device='auto'
-        pack_tokens=16384 skip_bad_files=False""",
+        checkpoint data_dir calibrate_on=None rivals_on=None rivals=True output_dir=None
+        num_bootstrap=2000 context=None seed=42 device='auto' pack_tokens=16384 skip_bad_files=False""",
     "solve": GROWTH
     + """
-        question checkpoint='builtin' task='arithmetic'""",
+        question checkpoint='builtin' task='arithmetic' select='auto' abstain=0.0 steer=None confidence=None""",
+    "steer": GROWTH
+    + """
+        task='arithmetic,search' split='test' max_samples=200 checkpoint='builtin'
+        methods='topk,adaptive,diversity,budget,beam,particles,merge,uncertain,anytime' scorer='prm'
+        after=None select='weighted_vote' confidence=0.95 pool_paths=None num_bootstrap=2000
+        output_dir='reports' batch_size=None""",
+    "experiment": """
+        path output_dir='reports' num_bootstrap=2000 dry_run=False""",
     "inspect": """
         path='prm_data' show=0""",
     "convert": """

@@ -44,7 +44,10 @@ def test_a_mistyped_command_exits_2_and_says_which_was_meant(capsys: pytest.Capt
 
 def test_a_command_like_no_other_exits_2_and_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["zzz"]) == 2
-    assert "Commands: collect, tune-noise, train, evaluate, solve, inspect, convert." in capsys.readouterr().err
+    assert (
+        "Commands: collect, tune-noise, train, evaluate, solve, steer, experiment, inspect, convert."
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -170,13 +173,16 @@ RARELY_TRAINED = """context context_dropout val_size val_steps early_stopping_pa
     save_total_limit save_optimizer lora_rank train_embeddings weigh_labels correctness_weight report_to compile
     parallel deterministic plan"""
 
+# Of evaluate.
+RARELY_EVALUATED = "calibrate_on rivals_on rivals context pack_tokens skip_bad_files"
+
 
 @pytest.mark.parametrize(
     ("name", "command", "left_out"),
     [
         ("collect_training_data.sh", "collect", set(RARE.split())),
         ("train_latent_prm.sh", "train", set(RARELY_TRAINED.split())),
-        ("evaluate_latent_prm.sh", "evaluate", {"context", "pack_tokens", "skip_bad_files"}),
+        ("evaluate_latent_prm.sh", "evaluate", set(RARELY_EVALUATED.split())),
     ],
 )
 def test_a_script_names_its_stages_options_with_their_defaults(name: str, command: str, left_out: set[str]) -> None:

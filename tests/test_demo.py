@@ -14,10 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from latent_prm.demo import prm_folder, reader_folder, reasoner_folder
-from latent_prm.demo.reader import deepen, judge
+from latent_prm.demo.reader import deepen, judge, truly_next, write_answers
 from latent_prm.demo.recipe import Lesson, Recipe, Term, build_model, build_tokenizer, draw_problems, train
 from latent_prm.model import QwenLatentPRM
-from latent_prm.problems import SearchProblem, draw_search
+from latent_prm.problems import ArithmeticProblem, SearchProblem, draw_search
 from latent_prm.reasoner import Reasoner
 from latent_prm.shards import outcomes
 from latent_prm.tasks import load_task
@@ -91,11 +91,30 @@ def test_a_thought_is_sound_until_its_first_bad_step() -> None:
     problem = SearchProblem(7, (("+", 3), ("*", 2), ("-", 5)), 15, 3)
     lesson = Lesson.of([problem], build_tokenizer(), 6)
     thoughts = torch.tensor([[[10, 20, 15, 15, 15, 15], [10, 21, 16, 16, 16, 16], [10, 13, 26, 26, 26, 15]]])
-    sound, step = judge(lesson, thoughts)[0].unbind(-1)
-    assert sound.int().tolist() == [[1, 1, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
-    # 10 → 21 is no move; from 21 no way leads to 15, so that any move is allowed, and 16 is one; 10 → 13 is a move, but
-    # a hopeless one while 20 was open; 13 → 26 is allowed then; 26 → 15 comes after the last move.
-    assert step.int().tolist() == [[1, 1, 1, 1, 1, 1], [1, 0, 1, 1, 1, 1], [1, 0, 1, 1, 1, 0]]
+    # 10 → 21 is no move; 10 → 13 is one, but a hopeless one while 20 was open.
+    assert judge(lesson, thoughts)[0].int().tolist() == [[1, 1, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
+
+
+def two_lessons() -> Lesson:
+    """7 → 10 → 20 → 15 by three moves, and a story: 12, then 5 more, then half of it is given away."""
+    story = ArithmeticProblem("Ann has 12 apples. On Monday she buys 4.", 12, (("+", 4), ("/", 2)))
+    return Lesson.of([SearchProblem(7, (("+", 3), ("*", 2), ("-", 5)), 15, 3), story], build_tokenizer(), 6)
+
+
+def test_what_is_truly_next_follows_the_thought_in_a_search_and_the_story_in_a_story() -> None:
+    thoughts = torch.tensor([[[10, 20, 15, 15, 15, 15]], [[50, 8, 8, 8, 8, 8]]])
+    found = truly_next(two_lessons(), thoughts)[:, 0]
+    assert [found[0, t].nonzero()[:, 0].tolist() for t in (1, 2, 5)] == [[20], [15], [15]]
+    assert [found[1, t].nonzero()[:, 0].tolist() for t in range(6)] == [[16], [8], [8], [8], [8], [8]]
+
+
+def test_an_answer_is_right_up_to_its_first_bad_number() -> None:
+    made_up = torch.tensor([[[10, 20, 15, 15, 15, 15], [10, 20, 25, 25, 25, 25]], [[16, 8] * 3, [16, 9] * 3]])
+    draw = torch.Generator().manual_seed(0)
+    answers, right, filled = write_answers(two_lessons(), made_up, made_up, draw)
+    assert answers[..., :4].tolist() == [[[10, 20, 15, -1], [10, 20, 25, -1]], [[8, -1, -1, -1], [9, -1, -1, -1]]]
+    assert filled.sum(2).tolist() == [[3, 3], [1, 1]]
+    assert right[0, :, :3].int().tolist() == [[1, 1, 1], [1, 1, 0]] and right[1, :, 0].int().tolist() == [1, 0]
 
 
 def test_a_deepened_model_begins_close_to_the_reasoner() -> None:

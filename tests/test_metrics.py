@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import io
+from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from rich.console import Console
+from sklearn.metrics import roc_auc_score
 
-from latent_prm.evaluator import evaluate, print_evaluation, verdict
 from latent_prm.metrics import (
     CHOSEN,
-    Bin,
-    Comparison,
+    METHODS,
     Interval,
     Pool,
     auroc,
     bootstrap_interval,
     bootstrap_intervals,
-    brier,
-    calibration,
-    calibration_error,
-    compare,
     expected_accuracies,
+    gap_recovered,
+    num_pairs,
+    paired_difference,
+    pick,
     pooled_auroc,
+    question_aurocs,
     within_question_auroc,
 )
-from latent_prm.tree import Answer, ReasoningTree
-from latent_prm.tree import Path as LatentPath
+from latent_prm.selector import HOWS, weights
 
 # Four paths: "7" is right. 0.1 + 0.2 ties with 0.3, though not in floating point; the best-scored path has no answer.
 FOUR = Pool(
@@ -50,12 +46,14 @@ def random_pool(questions: int, paths: int, seed: int = 0) -> Pool:
         correct=[np.array([v in ("1", "3") for v in row]) for row in values],
         scores=[rng.integers(1, 10, size=paths) / 10 for _ in range(questions)],
         noise_free=rng.integers(2, size=questions).astype(float),
+        lower=[rng.integers(1, 10, size=paths) / 20 for _ in range(questions)],
     )
 
 
 def by_trying(pool: Pool, method: str, k: int, question: int = 0) -> float:
     """The expected accuracy the long way: every subset, one after the other."""
     values, correct, scores = pool.values[question], pool.correct[question], pool.scores[question]
+    lower = pool.lower[question] if pool.lower else scores
     chances = []
     for subset in combinations(range(len(values)), k):
         answered = [i for i in subset if values[i]] or list(subset)
@@ -66,7 +64,9 @@ def by_trying(pool: Pool, method: str, k: int, question: int = 0) -> float:
         elif method == "best":
             winners = [i for i in answered if scores[i] == max(scores[answered])]
         else:
-            weight = {i: 1.0 if method == "vote" else scores[i] for i in answered}
+            there = list(subset)
+            own = weights(method, [values[i] for i in there], scores[there], lower[there])  # type: ignore[arg-type]
+            weight = dict(zip(there, own.tolist(), strict=True))
             tally = {i: round(sum(weight[j] for j in answered if values[j] == values[i]), 6) for i in answered}
             first = {values[i]: i for i in answered if tally[i] == max(tally.values())}
             winners = list(first.values())
@@ -100,7 +100,7 @@ def test_accuracy_of_k_of_four_paths_is_as_worked_by_hand(method, k, chance):
     assert found.per_question == pytest.approx([chance])
 
 
-@pytest.mark.parametrize("method", ["random", "best", "vote", "weighted_vote", "oracle"])
+@pytest.mark.parametrize("method", ["random", *HOWS, "oracle"])
 @pytest.mark.parametrize("k", [1, 2, 4, 7])
 def test_accuracy_equals_trying_every_subset(method, k):
     pool = random_pool(questions=6, paths=7)
@@ -111,7 +111,7 @@ def test_accuracy_equals_trying_every_subset(method, k):
 def test_with_one_path_every_choice_is_the_random_path():
     pool = random_pool(questions=5, paths=6)
     random = expected_accuracies(pool, "random", 1).per_question
-    for method in ("best", "vote", "weighted_vote", "oracle"):
+    for method in (*HOWS, "oracle"):
         assert expected_accuracies(pool, method, 1).per_question == pytest.approx(random)
 
 
@@ -120,15 +120,65 @@ def test_weights_of_zero_are_a_tie_among_the_values_that_are_there():
     assert expected_accuracies(pool, "weighted_vote", 4).per_question == pytest.approx([1 / 3])
 
 
-def test_votes_over_too_many_subsets_are_sampled_with_a_seed_and_said_to_be():
-    whole = random_pool(questions=1, paths=16, seed=3)
-    found = expected_accuracies(whole, "vote", 8)
-    assert not found.exact  # 12,870 subsets
-    assert found.per_question == pytest.approx([by_trying(whole, "vote", 8)], abs=0.02)
-    assert (found.per_question == expected_accuracies(whole, "vote", 8).per_question).all()
-    assert (found.per_question != expected_accuracies(whole, "vote", 8, seed=1).per_question).any()
-    assert expected_accuracies(whole, "vote", 4).exact  # 1,820
-    assert expected_accuracies(whole, "best", 8).exact
+def test_of_sixteen_paths_every_subset_counts_and_of_more_a_seeded_sample_does_and_is_said_to():
+    pool = random_pool(questions=1, paths=16, seed=3)
+    found = expected_accuracies(pool, "vote", 8)  # 12,870 subsets
+    assert found.exact and found.per_question == pytest.approx([by_trying(pool, "vote", 8)])
+    more = random_pool(questions=1, paths=18, seed=3)
+    found = expected_accuracies(more, "vote", 5)  # 8,568
+    assert found.exact
+    found = expected_accuracies(more, "vote", 6)  # 18,564
+    assert not found.exact
+    assert found.per_question == pytest.approx([by_trying(more, "vote", 6)], abs=0.015)
+    assert (found.per_question == expected_accuracies(more, "vote", 6).per_question).all()
+    assert (found.per_question != expected_accuracies(more, "vote", 6, seed=1).per_question).any()
+    assert expected_accuracies(more, "best", 9).exact
+
+
+def test_ranks_and_agreement_are_those_within_the_subset():
+    # Of the pair (0, 2) the first is better; among all three its rank is the middle one, which would change no pair,
+    # but two of its kind would outweigh: 2/3 + 1/3 against 1.
+    pool = Pool([["7", "7", "9"]], [np.array([True, True, False])], [np.array([0.5, 0.2, 0.9])])
+    assert expected_accuracies(pool, "rank_vote", 3).per_question == pytest.approx([0.5])  # 2/3 + 1/3 = 1: a tie
+    assert expected_accuracies(pool, "rank_vote", 2).per_question == pytest.approx([1 / 3])  # 01 right, 02 and 12 not
+    assert expected_accuracies(pool, "agreement", 3).per_question == pytest.approx([1])  # 2/3 (0.5 + 0.2) > 1/3 0.9
+    assert expected_accuracies(pool, "weighted_vote", 3).per_question == pytest.approx([0])
+
+
+def test_what_a_pool_lacks_cannot_be_measured_on_it():
+    pool = Pool([["1", "2"]], [np.array([True, False])], [np.array([0.9, 0.1])])
+    assert set(METHODS) - set(pool.methods) == {"noise_free", "conservative", "auto"}
+    for method in ("noise_free", "conservative", "auto"):
+        with pytest.raises(ValueError, match=f"no {method} accuracy"):
+            expected_accuracies(pool, method, 2)
+    assert not {"noise_free", "random", "vote", "oracle"} & set(CHOSEN)
+
+
+def test_auto_is_the_rule_that_was_recommended_for_each_question():
+    pool = random_pool(questions=8, paths=6)
+    pool = replace(pool, auto=["best"] * 4 + ["tie_break"] * 4)
+    auto, best, tie_break = (
+        expected_accuracies(pool, method, 4).per_question for method in ("auto", "best", "tie_break")
+    )
+    assert auto.tolist() == [*best[:4], *tie_break[4:]]
+
+
+def test_the_rule_that_is_right_most_often_is_picked_and_of_equals_the_first():
+    minority = Pool([["1", "2", "2"]], [np.array([True, False, False])], [np.array([0.9, 0.3, 0.3])])
+    assert pick(minority) == "best"
+    majority = Pool([["1", "2", "2"]], [np.array([False, True, True])], [np.array([0.9, 0.3, 0.3])])
+    assert pick(majority) == "vote"
+
+
+def test_some_questions_of_a_pool_are_a_pool():
+    pool = replace(random_pool(questions=5, paths=3), auto=["best", "vote", "best", "vote", "best"])
+    part = pool.take([3, 1])
+    assert part.values == [pool.values[3], pool.values[1]] and part.auto == ["vote", "vote"]
+    for method in pool.methods:
+        whole, own = (expected_accuracies(one, method, 2).per_question for one in (pool, part))
+        assert own.tolist() == [whole[3], whole[1]]
+    other = pool.scored([1 - scores for scores in pool.scores])
+    assert other.lower is None and other.auto is None and other.values == pool.values
 
 
 def test_auroc_counts_ties_half():
@@ -136,6 +186,22 @@ def test_auroc_counts_ties_half():
     assert auroc(scores, correct) == 3.5 / 4
     assert auroc(scores, ~correct) == 0.5 / 4
     assert auroc(scores, np.ones(4, dtype=bool)) is None
+
+
+def test_auroc_is_scikit_learn_s():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        scores, correct = rng.integers(6, size=12) / 6, rng.random(12) < 0.4
+        if 0 < correct.sum() < 12:
+            assert auroc(scores, correct) == pytest.approx(roc_auc_score(correct, scores))
+
+
+def test_pairs_are_counted_within_questions():
+    correct = [np.array([True, True, False]), np.array([True, True, True]), np.array([True, False])]
+    assert num_pairs(correct).tolist() == [2, 0, 1]
+    scores = [np.array([0.9, 0.1, 0.5]), np.full(3, 0.5), np.array([0.2, 0.8])]
+    areas = question_aurocs(scores, correct)
+    assert areas[[0, 2]].tolist() == [0.5, 0] and np.isnan(areas[1])
 
 
 def test_within_question_auroc_sees_no_difficulty_and_the_pooled_one_does():
@@ -148,21 +214,6 @@ def test_within_question_auroc_sees_no_difficulty_and_the_pooled_one_does():
     )
     assert within_question_auroc(pool).tolist() == [0.0, 0.0]  # the other two have no right and wrong to tell apart
     assert pooled_auroc(pool) == (0.5 + 3 + 3 + 3.5) / 16  # 0.1, 0.8, 0.8, 0.9 against 0.2, 0.9, 0.1, 0.2
-
-
-def test_brier_and_calibration_are_as_worked_by_hand():
-    scores, correct = np.array([0.1, 0.15, 0.95, 1.0]), np.array([False, True, True, True])
-    assert brier(scores, correct) == pytest.approx((0.01 + 0.7225 + 0.0025 + 0) / 4)
-    bins = calibration(scores, correct)
-    assert [(b.right, b.count) for b in bins] == [(0.5, 2), (1.0, 2)]
-    assert [b.predicted for b in bins] == pytest.approx([0.125, 0.975])
-    assert calibration_error(bins) == pytest.approx((2 * 0.375 + 2 * 0.025) / 4)
-
-
-def test_calibration_takes_shares_of_right_answers_too():
-    (low, high) = calibration(np.array([0.2, 0.25, 0.9]), np.array([0.0, 0.5, 0.75]))
-    assert (low.predicted, low.right, low.count) == (pytest.approx(0.225), 0.25, 2)
-    assert calibration_error([low, high]) == pytest.approx((2 * 0.025 + 0.15) / 3)
 
 
 def test_the_bootstrap_interval_of_a_coin_is_its_standard_error():
@@ -184,50 +235,42 @@ def test_a_paired_difference_is_as_sure_as_its_questions_agree():
     assert difference.low == pytest.approx(0.1) and difference.high == pytest.approx(0.1)
 
 
+def test_any_two_methods_are_compared_question_by_question():
+    one, other = np.array([1.0, 1.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0, 0.0])
+    found = paired_difference(one, other, 4000, seed=0)
+    assert found == bootstrap_interval(one - other, 4000, seed=0)
+    assert found.mean == 0.5 and (found.low, found.high) == (0.0, 1.0)
+    assert paired_difference(one, one).high == 0
+
+
+def test_the_gap_recovered_is_as_worked_by_hand():
+    oracle = np.array([1.0, 1.0, 1.0, 0.0] * 50)  # 0.75
+    vote = np.array([1.0, 0.0, 0.0, 0.0] * 50)  # 0.25
+    noise_free = np.array([0.0, 0.0, 1.0, 0.0] * 50)  # 0.25
+    method = np.array([1.0, 1.0, 0.0, 0.0] * 50)  # 0.5
+    found = gap_recovered(method, oracle, [vote], 4000, seed=0)
+    assert found is not None and found.mean == pytest.approx(0.5)
+    # By the delta method, for questions drawn one by one: the ratio R = X / Y has the variance var(X - R Y) / Q / Y^2.
+    error = np.sqrt(((method - vote) - 0.5 * (oracle - vote)).var() / 200) / 0.5
+    assert found.low == pytest.approx(0.5 - 1.96 * error, abs=0.015)
+    assert found.high == pytest.approx(0.5 + 1.96 * error, abs=0.015)
+    both = gap_recovered(method, oracle, [vote, noise_free], 4000, seed=0)
+    assert both is not None and both.mean == pytest.approx(0.5)
+    assert both.high < found.high  # in each resampling the better base counts
+    assert gap_recovered(method, vote, [vote], 100, seed=0) is None
+    assert gap_recovered(vote, oracle, [vote, noise_free], 100, seed=0).mean == 0  # type: ignore[union-attr]
+
+
+def test_an_interval_passes_over_resamplings_in_which_there_is_nothing():
+    found = Interval.of(0.4, np.array([np.nan, *np.linspace(0, 1, 41)]))
+    assert (found.mean, found.low, found.high) == pytest.approx((0.4, 0.025, 0.975))
+
+
 def test_many_resamplings_in_chunks_are_the_same_as_few():
     wide = np.random.default_rng(0).random(300_000)  # six resamplings a chunk
     interval = bootstrap_interval(wide, 20, seed=0)
     assert interval.low < interval.mean < interval.high
     assert interval.high - interval.low < 4 * 0.29 / np.sqrt(300_000) * 1.5
-
-
-def test_comparison_of_a_perfect_prm_closes_the_gap():
-    pool = random_pool(questions=40, paths=5)
-    perfect = Pool(pool.values, pool.correct, [c.astype(float) for c in pool.correct], pool.noise_free)
-    found = compare(perfect, num_bootstrap=200)
-    assert found.gap_recovered == {"best": pytest.approx(1.0), "weighted_vote": pytest.approx(1.0)}
-    assert found.auroc is not None and found.auroc.mean == found.pooled_auroc == 1.0
-    assert found.brier == found.calibration_error == 0
-    assert found.accuracy["best"][5] == found.accuracy["oracle"][5]
-    assert found.differences["best"]["vote"].low > 0
-    assert found.table_sizes == [1, 4, 5]
-    assert found.num_mixed == sum(0 < c.sum() < 5 for c in pool.correct)
-    vote, best = (expected_accuracies(perfect, method, 5).per_question for method in ("vote", "best"))
-    assert found.differences["best"]["vote"].mean == pytest.approx(float((best - vote).mean()))
-
-
-def test_comparison_without_noise_free_paths_or_mixed_questions_says_none():
-    pool = Pool([["1", "1"], ["2", "3"]], [np.array([True, True]), np.array([False, False])], [np.full(2, 0.5)] * 2)
-    found = compare(pool, num_bootstrap=50)
-    assert "noise_free" not in found.accuracy
-    assert set(found.differences["best"]) == {"vote"}
-    assert found.auroc is None and found.num_mixed == 0
-    assert found.gap_recovered == dict.fromkeys(CHOSEN)
-    assert found.table_sizes == [1, 2]
-
-
-def test_the_fewest_paths_of_any_question_bound_the_curve():
-    pool = Pool([["1"] * 3, ["2"] * 2], [np.ones(3, bool), np.ones(2, bool)], [np.ones(3), np.ones(2)])
-    found = compare(pool, num_bootstrap=10)
-    assert (found.num_paths, found.num_scored) == (2, 5)
-    with pytest.raises(ValueError, match="k is 3"):
-        expected_accuracies(pool, "vote", 3)
-
-
-def test_a_curve_over_many_paths_is_drawn_at_few_sizes():
-    found = compare(random_pool(questions=2, paths=70), num_bootstrap=10)
-    assert list(found.accuracy["vote"]) == [*range(1, 17), 32, 64, 70]
-    assert found.sampled and found.table_sizes == [1, 4, 16, 70]
 
 
 @pytest.mark.parametrize("wrong", [1.1, -0.1, float("nan")])
@@ -241,78 +284,3 @@ def test_a_pool_without_questions_or_paths_is_refused():
         Pool([], [], [])
     with pytest.raises(ValueError, match="0 values"):
         Pool([[]], [np.array([], dtype=bool)], [np.array([])])
-
-
-def test_the_pictures_are_written(tmp_path: Path):
-    pytest.importorskip("matplotlib", reason="matplotlib is the extra [plot]")
-    from latent_prm.plots import accuracy_curve, calibration_curve, loss_curve
-
-    found: Comparison = compare(random_pool(questions=5, paths=6), num_bootstrap=20)
-    accuracy_curve(found, tmp_path / "accuracy.png")
-    calibration_curve([Bin(0.1, 0.2, 3)], tmp_path / "calibration.png")
-    stats = [{"step": step, "loss": 1 / (1 + step)} for step in range(60)] + [{"step": 59, "val_loss": 0.1}]
-    loss_curve(stats, tmp_path / "pictures" / "loss.png")
-    loss_curve([], tmp_path / "empty.png")
-    for picture in ("accuracy.png", "calibration.png", "pictures/loss.png", "empty.png"):
-        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(("tasks", "rows"), [(1, 1), (3, 1), (5, 2)])
-def test_the_picture_of_noise_has_a_panel_per_task_and_marks_the_chosen_one(tmp_path: Path, tasks: int, rows: int):
-    image = pytest.importorskip("matplotlib.image", reason="matplotlib is the extra [plot]")
-    from latent_prm.plots import NoiseLine, NoisePanel, noise_curve
-
-    lines: dict[NoiseLine, list[Interval]] = {"mixed": [Interval(0.2, 0.1, 0.3), Interval(0.6, 0.5, 0.7)]}
-    lines["random"] = [Interval(0.5, 0.4, 0.6), Interval(0.4, 0.3, 0.5)]
-    panel = NoisePanel("a task", Interval(0.5, 0.4, 0.6), lines, marked=0.4, said="chosen: 0.4")
-    noise_curve([0.1, 0.4], [panel] * tasks, tmp_path / "reports" / "noise.png")
-    pixels = 255 * image.imread(tmp_path / "reports" / "noise.png")[..., :3]
-    red = (abs(pixels - (0xD5, 0x5E, 0)).max(2) < 2).sum(0)  # per column of pixels
-    marks = np.flatnonzero(red > 0.25 * pixels.shape[0])
-    assert (np.diff(marks) > 5).sum() + 1 == min(tasks, 3)  # a vertical line in each panel
-    blue = (abs(pixels - (0, 0x72, 0xB2)).max(2) < 2).sum()
-    assert blue > 100 * tasks
-    assert (pixels.shape[0] > 900) == (rows > 1)
-
-
-def grown(task: str, number: int, noise_free: bool, answers: str) -> ReasoningTree:
-    """A tree whose noise-free path answers "1" (right) or "0", and whose noisy paths give these answers."""
-
-    def path(value: str, noise_free: bool = False) -> LatentPath:
-        answer = Answer(text=value, value=value, correct=value == "1")
-        return LatentPath(latents=torch.ones(1, 2), tip=None, noise_free=noise_free, answers=[answer])
-
-    paths = [path("1" if noise_free else "0", noise_free=True), *map(path, answers)]
-    return ReasoningTree(question_id=f"{task}-{number}", question="?", gold="1", task=task, paths=paths)
-
-
-def test_trees_and_scores_become_a_comparison_per_task_and_one_of_all():
-    trees = [grown("arithmetic", i, noise_free=i != 0, answers="2212") for i in range(3)]
-    trees += [grown("search", 0, noise_free=True, answers="1111"), grown("search", 1, noise_free=True, answers="")]
-    scores = [torch.tensor([0.5] + [0.9 if path.answers[0].correct else 0.1 for path in t.paths[1:]]) for t in trees]
-    found = evaluate(trees, scores, num_bootstrap=100, skipped={"seen in training": 2})
-    assert list(found.comparisons) == ["arithmetic", "search", "all tasks"]
-    assert found.skipped == {"seen in training": 2, "no graded path": 1}
-    at_four = {method: by_size[4].mean for method, by_size in found.comparisons["arithmetic"].accuracy.items()}
-    assert at_four == pytest.approx(
-        {"noise_free": 2 / 3, "random": 1 / 4, "vote": 0, "best": 1, "weighted_vote": 1, "oracle": 1}
-    )
-    assert found.overall.num_questions == 4
-    assert verdict(found.comparisons["arithmetic"])[0] == (
-        "With 4 paths, PRM best beats the majority and does not measurably differ from the noise-free path."
-    )
-    with pytest.raises(ValueError, match="no question"):
-        evaluate(trees[-1:], scores[-1:])
-
-
-@pytest.mark.parametrize("width", [30, 80, 200])
-def test_the_printed_evaluation_fits_the_terminal_and_says_the_verdict(width):
-    tree = grown("search", 0, noise_free=True, answers="1122")
-    found = evaluate([tree] * 3, [torch.tensor([0.5, 0.9, 0.8, 0.2, 0.1])] * 3, num_bootstrap=100)
-    console = Console(width=width, file=io.StringIO())
-    print_evaluation(found, console=console)
-    assert isinstance(console.file, io.StringIO)
-    printed = console.file.getvalue()
-    assert all(len(line) <= width for line in printed.splitlines())
-    assert "PRM best beats the majority" in " ".join(printed.split())
-    assert width == 30 or "100.0 [100.0, 100.0]" in printed

@@ -517,6 +517,8 @@ def test_a_checkpoint_folder_is_all_that_is_needed(tmp_path: Path, tiny_backbone
         "pooling_strategy": "max",
         "max_seq_length": 4,
         "context": "none",
+        "reads": ["fed"],
+        "sees": "chain",
     }
     for one, other in zip(model.score_trees(trees), trained.score_trees(trees), strict=True):
         assert torch.equal(one, other)

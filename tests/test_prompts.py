@@ -14,7 +14,6 @@ from latent_prm.prompts import (
     ANSWER_FORM,
     BUILT_IN,
     METHOD,
-    SIZE_LIMIT,
     SOLO,
     Agent,
     Pipeline,
@@ -22,6 +21,7 @@ from latent_prm.prompts import (
     render,
 )
 from latent_prm.tasks import Kind, Question
+from latent_prm.yaml_files import SIZE_LIMIT
 
 GOOD = """
 name: pair

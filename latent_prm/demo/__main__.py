@@ -73,7 +73,7 @@ def measure(folder: Path, run: Path, test_dir: str, options: DemoOptions) -> Non
 
     found = {}
     for name, checkpoint in {"fresh PRM": str(run / "best"), "shipped PRM": "builtin"}.items():
-        asked = EvaluateOptions(checkpoint=checkpoint, data_dir=test_dir, seed=options.seed)
+        asked = EvaluateOptions(checkpoint=(checkpoint,), data_dir=test_dir, seed=options.seed, rivals=False)
         found[name], bad_files = evaluator.measure(asked)
         where = folder / name.replace(" ", "_")
         evaluator.save(found[name], where, {"options": asdict(asked), "bad_files": bad_files})

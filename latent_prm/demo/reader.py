@@ -2,15 +2,16 @@
 
 A PRM starts from a language model that can already read and reckon: Qwen3-0.6B, as a rule. Next to the built-in
 reasoner that part is played by the *reader*: the reasoner's own layers and some more on top, taught on the training
-split to follow the reasoner's thoughts. After every latent it says whether the thought is sound so far (true
-intermediate values are known here), and which numbers may come next. It has seen no tree and no answer; what it says
-is not kept, only what it has come to see.
+split, where every true intermediate value is known. First it learns the facts: where each single step leads from any
+number. Then it follows the reasoner's thoughts, which hold several numbers at once more often than not, and says after
+each latent which numbers are truly next, whether the thought is sound so far, and of an answer written behind the
+latents whether it is right. It has seen no tree and no outcome; what it says is not kept, only what it has come to see.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,17 +24,24 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from latent_prm.demo import reasoner_folder
 from latent_prm.demo.recipe import (
+    NUMBERS,
     Lesson,
     Recipe,
     Term,
     build_optimizers,
     descend,
     draw_problems,
+    imagine,
     missed,
     rate,
     read_on,
     think,
 )
+
+FACTS = 16
+"""Questions of an update that go on teaching facts when the reasoner's thoughts are followed."""
+OUT_OF_THE_BLUE = 0.15
+"""Share of strays in half of the answers that are made up; the other half is right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +50,17 @@ class ReaderRecipe:
 
     output_dir: str = str(Path(__file__).parent / "reader")
     """Where the model folder is written."""
-    more_layers: int = 2
+    more_layers: int = 3
     """Layers on top of the reasoner's: whoever checks a step must redo it and then compare."""
     seed: int = 5
     """Fixes the new layers."""
-    whole: Term = field(
-        default_factory=lambda: Term(own=900, paths=4, noise=0.6, learning_rate=0.02, warmup=50, fall=1.7, seed=9)
+    threads: int = 1
+    """Another number adds up in another order."""
+    terms: tuple[Term, ...] = (
+        Term(imagined=450, questions=64, paths=8, noise=0.3, learning_rate=0.02, warmup=30, fall=3.0, seed=9),
+        Term(own=1500, questions=72, paths=2, noise=0.4, learning_rate=0.015, warmup=30, fall=1.7, seed=10),
     )
-    """First it says of each latent whether the thought is sound so far."""
-    steps: Term = field(
-        default_factory=lambda: Term(own=1000, paths=4, noise=0.5, learning_rate=0.015, warmup=30, fall=1.7, seed=10)
-    )
-    """Then also whether the last step by itself was right."""
+    """Facts, then thoughts and answers."""
 
 
 def deepen(reasoner: Qwen3ForCausalLM, more: int) -> Qwen3ForCausalLM:
@@ -72,83 +79,150 @@ def deepen(reasoner: Qwen3ForCausalLM, more: int) -> Qwen3ForCausalLM:
     return reader
 
 
-def judge(lesson: Lesson, thought: Int[Tensor, "B K T"]) -> Bool[Tensor, "B K T 2"]:
-    """Of every latent: whether the thought is sound so far (each step right), and whether the last step was right.
+# --- the truth ------------------------------------------------------------------------------------------------------
 
-    A step is right when it was allowed and the goal can be reached from where it leads.
+
+def judge(lesson: Lesson, thought: Int[Tensor, "B K T"]) -> Bool[Tensor, "B K T"]:
+    """Of every latent: whether the thought is sound so far.
+
+    Each step must have been allowed, and the goal within reach from where it leads.
     """
     B, K, T = thought.shape
     allowed = lesson.allowed(*lesson.stands(thought)).gather(2, thought.flatten(1)[..., None])[..., 0].view(B, K, T)
     hopeful = lesson.hopeful[torch.arange(B)[:, None, None], torch.arange(1, T + 1), thought]
-    return torch.stack([(allowed & hopeful).cumprod(2).bool(), allowed], 3)
+    return (allowed & hopeful).cumprod(2).bool()
+
+
+def truly_next(lesson: Lesson, thought: Int[Tensor, "B K T"]) -> Bool[Tensor, "B K T V"]:
+    """The numbers that should come next, before the thought and after each of its latents but the last.
+
+    A story has one true course, whatever was thought; in a search it goes on from where the thought stands.
+    """
+    B, K, T = thought.shape
+    value, course = lesson.start, []
+    for t in range(T):
+        value = lesson.onward[torch.arange(B), t, value, 0].clamp_min(0)
+        course.append(value)
+    true = F.one_hot(torch.stack(course, 1), NUMBERS).bool()[:, None].expand(B, K, T, NUMBERS)
+    found = lesson.allowed(*lesson.stands(thought)).view(B, K, T, NUMBERS)
+    return torch.where(lesson.lists[:, None, None, None], found, true)
+
+
+def write_answers(
+    lesson: Lesson, thought: Int[Tensor, "B K T"], made_up: Int[Tensor, "B K T"], generator: torch.Generator
+) -> tuple[Int[Tensor, "B K T"], Bool[Tensor, "B K T"], Bool[Tensor, "B K T"]]:
+    """An answer to each path, -1 beyond its end: half of them say what the path thought, half what was ``made_up``.
+
+    Beside it, whether the answer is right up to each of its numbers, and which of its places are filled.
+    """
+    B, K, T = thought.shape
+    own = torch.rand(B, K, 1, generator=generator) < 0.5
+    numbers = torch.where(own, thought, made_up)
+    lists = lesson.lists[:, None, None]
+    length = torch.where(lesson.lists, lesson.count, 1)[:, None, None]
+    filled = (torch.arange(T) < length).expand(B, K, T)
+    final = lesson.hopeful[torch.arange(B)[:, None], T, numbers[..., -1]]
+    right = torch.where(lists, judge(lesson, numbers), final[..., None])
+    return torch.where(filled, torch.where(lists, numbers, numbers[..., -1:]), -1), right, filled
+
+
+# --- teaching -------------------------------------------------------------------------------------------------------
 
 
 def teach(
-    reasoner: Qwen3ForCausalLM,
-    reader: Qwen3ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    term: Term,
-    verdicts: int,
-) -> float:
-    """One term with the first one or two verdicts of `judge`; returns the share told rightly over its last tenth."""
-    own = Recipe()
+    reasoner: Qwen3ForCausalLM, reader: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, term: Term, name: str
+) -> dict[str, float]:
+    """One term; returns what `follow` says of its last tenth, on average."""
     rng, generator = random.Random(term.seed), torch.Generator().manual_seed(term.seed)
-    verdict = nn.Linear(reader.config.hidden_size, verdicts)
+    verdict = nn.Linear(reader.config.hidden_size, 1)
     optimizers = build_optimizers(reader, term)
     optimizers.append(torch.optim.AdamW(verdict.parameters(), lr=term.learning_rate / 10))
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: rate(term, i)) for optimizer in optimizers]
-    bar, right = trange(term.updates, desc=f"reader, {verdicts} verdicts"), []
+    bar, said = trange(term.updates, desc=name, mininterval=10), []
     for update in bar:
-        lesson = Lesson.of(draw_problems(rng, term.questions), tokenizer, own.latent_steps)
-        latents, thought = think(reasoner, lesson, own, term, generator)
-        loss, told = follow(reader, verdict, lesson, latents, thought)
+        lesson = Lesson.of(draw_problems(rng, term.questions, every=2), tokenizer, Recipe().latent_steps)
+        if update < term.imagined:
+            loss, found = facts(reasoner, reader, lesson, term, generator), {}
+        else:
+            loss, found = follow(reasoner, reader, verdict, lesson, term, generator)
+            few = lesson.part(FACTS)
+            loss = loss + 0.3 * facts(reasoner, reader, few, Term(**{**vars(term), "paths": 8}), generator)
         descend(loss, reader, optimizers, schedules)
-        right.append(told)
+        said.append({"loss": loss.item(), **found})
         if update % 50 == 49:
-            bar.set_postfix(loss=f"{loss.item():.3f}", told=f"{sum(right[-50:]) / 50:.3f}")
-    last = right[-max(1, term.updates // 10) :]
-    return sum(last) / len(last)
+            bar.set_postfix({key: f"{value:.3f}" for key, value in mean(said[-50:]).items()})
+    return mean(said[-max(1, term.updates // 10) :])
+
+
+def mean(said: list[dict[str, float]]) -> dict[str, float]:
+    """Each number's mean."""
+    return {key: sum(found[key] for found in said) / len(said) for key in said[-1]}
+
+
+def facts(
+    reasoner: Qwen3ForCausalLM, reader: Qwen3ForCausalLM, lesson: Lesson, term: Term, generator: torch.Generator
+) -> Float[Tensor, ""]:
+    """The loss on where single steps lead, from numbers that are made up and blurred; no step sees another."""
+    latents, thought = imagine(reasoner, lesson, Recipe(), term, generator)
+    B, K, T, _ = latents.shape
+    size = latents.pow(2).mean(-1, keepdim=True).sqrt() * term.noise * torch.rand(B, K, 1, 1, generator=generator)
+    _, after = read_on(reader, lesson, latents + torch.randn(latents.shape, generator=generator) * size, alone=K)
+    steps = torch.arange(1, T).expand(B, K, T - 1).flatten(1)
+    return missed(after[:, :, :-1].flatten(1, 2), lesson.allowed(steps, thought[..., :-1].flatten(1))).mean()
 
 
 def follow(
+    reasoner: Qwen3ForCausalLM,
     reader: Qwen3ForCausalLM,
     verdict: nn.Linear,
     lesson: Lesson,
-    latents: Float[Tensor, "B K T D"],
-    thought: Int[Tensor, "B K T"],
-) -> tuple[Float[Tensor, ""], float]:
-    """The loss on one lesson, and the share of verdicts that are right."""
+    term: Term,
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """The loss on the reasoner's thoughts about one lesson, and how much the reader told rightly.
+
+    ``value``: of the stories, the share whose last number it knows; ``sound``: of the latents; ``answer``: of the answers.
+    """
+    latents, thought = think(reasoner, lesson, Recipe(), term, generator)
     B, K, T = thought.shape
+    _, right_way = imagine(reasoner, lesson, Recipe(stray=0.0), term, generator)
+    _, astray = imagine(reasoner, lesson, Recipe(stray=OUT_OF_THE_BLUE), term, generator)
+    made_up = torch.where(torch.rand(B, K, 1, generator=generator) < 0.5, right_way, astray)
+    answers, right, filled = write_answers(lesson, thought, made_up, generator)
+    paths = torch.cat([latents, reader.model.embed_tokens(answers.clamp_min(0))], 2)
     seen: list[Tensor] = []
-
-    def look(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        seen.append(output)
-
-    keep = reader.model.norm.register_forward_hook(look)
-    _, after = read_on(reader, lesson, latents)
+    keep = reader.model.norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    first, after = read_on(reader, lesson, paths)
     keep.remove()
-    logits = verdict(seen[0][:, -K * T :]).view(B, K, T, -1)
-    truth = judge(lesson, thought)[..., : logits.shape[-1]]
-    steps = torch.arange(1, T).expand(B, K, T - 1).flatten(1)
-    onward = missed(after[:, :, :-1].flatten(1, 2), lesson.allowed(steps, thought[..., :-1].flatten(1)))
-    told = ((logits > 0) == truth).float().mean().item()
-    return F.binary_cross_entropy_with_logits(logits, truth.float()) + 0.3 * onward.mean(), told
+    logits = verdict(seen[0][:, -2 * K * T :]).view(B, K, 2 * T)
+    before = torch.cat([first[:, None, None].expand(-1, K, 1, -1), after[:, :, : T - 1]], 2)
+    true = truly_next(lesson, thought)
+    sound = judge(lesson, thought)
+    soundness = F.binary_cross_entropy_with_logits(logits[..., :T], sound.float())
+    checking = F.binary_cross_entropy_with_logits(logits[..., T:][filled], right[filled].float())
+    known = before[~lesson.lists][:, :, -1, :NUMBERS].argmax(-1)
+    told = {
+        "value": true[~lesson.lists][:, :, -1].gather(2, known[..., None]).float().mean().item(),
+        "sound": ((logits[..., :T] > 0) == sound).float().mean().item(),
+        "answer": ((logits[..., T:] > 0) == right)[filled].float().mean().item(),
+    }
+    return missed(before, true).mean() + 0.5 * soundness + checking, told
 
 
 def main(recipe: ReaderRecipe) -> None:
     """Make the reader and write its folder."""
-    torch.set_num_threads(2)  # another number adds up in another order
+    torch.set_num_threads(recipe.threads)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(recipe.seed)
-    reasoner = Qwen3ForCausalLM.from_pretrained(reasoner_folder(), dtype=torch.float32)
+    reasoner = Qwen3ForCausalLM.from_pretrained(reasoner_folder(), dtype=torch.float32).requires_grad_(False)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(reasoner_folder())
     reader = deepen(reasoner, recipe.more_layers)
-    for verdicts, term in enumerate((recipe.whole, recipe.steps), 1):
-        told = teach(reasoner, reader, tokenizer, term, verdicts)
-        print(f"Told rightly at the end of the term with {verdicts} of 2 verdicts: {told:.1%}")
-    reader.save_pretrained(recipe.output_dir)
-    tokenizer.save_pretrained(recipe.output_dir)
-    print(f"Written: {recipe.output_dir}")
+    for number, term in enumerate(recipe.terms, 1):
+        told = teach(reasoner, reader, tokenizer, term, f"term {number} of {len(recipe.terms)}")
+        print(f"Term {number} ended with " + ", ".join(f"{key} {value:.3f}" for key, value in told.items()))
+        reader.save_pretrained(recipe.output_dir)
+        tokenizer.save_pretrained(recipe.output_dir)
+        print(f"Written: {recipe.output_dir}")
 
 
 if __name__ == "__main__":

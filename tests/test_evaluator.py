@@ -1,0 +1,353 @@
+"""evaluation.py, tables.py and evaluator.py: from trees and scores to numbers, words and files."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_tree
+from rich.console import Console
+
+from latent_prm import confidence
+from latent_prm.comparison import Comparison, Discrimination
+from latent_prm.evaluation import FEW, Evaluation, Scored, _judges, evaluate, offered, pool_of
+from latent_prm.evaluator import main, others, print_evaluation, unseen, verdict
+from latent_prm.grading import question_digest
+from latent_prm.metrics import Interval, expected_accuracies, pick
+from latent_prm.options import EvaluateOptions
+from latent_prm.predictions import Bin, Coverage
+from latent_prm.shards import write_shard
+from latent_prm.tree import Answer, ReasoningTree
+from latent_prm.tree import Path as LatentPath
+
+
+def grown(task: str, number: int, noise_free: bool, answers: str) -> ReasoningTree:
+    """A tree whose noise-free path answers "1" (right) or "0", and whose noisy paths give these answers."""
+
+    def path(value: str, noise_free: bool = False) -> LatentPath:
+        answer = Answer(text=value, value=value, correct=value == "1")
+        return LatentPath(latents=torch.ones(1, 2), tip=None, noise_free=noise_free, answers=[answer])
+
+    paths = [path("1" if noise_free else "0", noise_free=True), *map(path, answers)]
+    return ReasoningTree(question_id=f"{task}-{number}", question="?", gold="1", task=task, paths=paths)
+
+
+def drawn(questions: int, paths: int = 6, seed: int = 0, task: str = "search") -> tuple[list[ReasoningTree], Scored]:
+    """Trees of "1" (right), "2" and "3", and of each path a probability that knows something."""
+    rng = np.random.default_rng(seed)
+    trees, scores = [], []
+    for number in range(questions):
+        answers = "".join(rng.choice(["1", "2", "3"], paths, p=[0.4, 0.35, 0.25]))
+        trees.append(grown(task, number, bool(rng.random() < 0.5), answers))
+        right = np.array([0.5, *(float(answer == "1") for answer in answers)])
+        scores.append(np.clip(0.5 * right + 0.6 * rng.random(paths + 1), 0, 1))
+    return trees, Scored(prms=[scores])
+
+
+def printed(evaluation: Evaluation | dict[str, Evaluation], width: int = 100) -> str:
+    console = Console(width=width, file=io.StringIO())
+    print_evaluation(evaluation, console=console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+# --- trees and scores → numbers ---------------------------------------------------------------------------------------
+
+
+def test_trees_and_scores_become_a_comparison_per_task_and_one_of_all() -> None:
+    trees = [grown("search", 0, noise_free=True, answers="1111"), grown("search", 1, noise_free=True, answers="")]
+    trees += [grown("arithmetic", i, noise_free=i != 0, answers="2212") for i in range(3)]
+    scores = [torch.tensor([0.5] + [0.9 if path.answers[0].correct else 0.05 for path in t.paths[1:]]) for t in trees]
+    found = evaluate(trees, scores, num_bootstrap=100, skipped={"seen in training": 2})
+    assert list(found.comparisons) == ["arithmetic", "search", "all tasks"]
+    assert found.skipped == {"seen in training": 2, "no graded path": 1}
+    at_four = {method: by_size[4].mean for method, by_size in found.comparisons["arithmetic"].accuracy.items()}
+    expected = {"noise_free": 2 / 3, "random": 1 / 4, "vote": 0, "best": 1, "weighted_vote": 1, "oracle": 1}
+    expected |= {"tie_break": 0, "logit_vote": 1, "rank_vote": 0, "agreement": 1}
+    assert at_four == pytest.approx(expected)  # ranks: 2/4 each for three wrong ones against 4/4
+    assert found.overall.num_questions == 4
+    for method, by_size in found.overall.accuracy.items():  # all: three times arithmetic, and once search
+        alone = [found.comparisons[task].accuracy[method] for task in ("arithmetic", "search")]
+        for k, interval in by_size.items():
+            assert interval.mean == pytest.approx((3 * alone[0][k].mean + alone[1][k].mean) / 4)
+    assert found.calibrated_on is None and not found.overall.rules
+    assert verdict(found.comparisons["arithmetic"])[0] == (
+        "With 4 paths, PRM best beats the majority and does not measurably differ from the noise-free path."
+    )
+    with pytest.raises(ValueError, match="no question"):
+        evaluate(trees[1:2], scores[1:2])
+
+
+def test_tasks_with_different_numbers_of_paths_share_what_both_have() -> None:
+    few, of_few = drawn(5, paths=3, task="arithmetic")
+    many, of_many = drawn(5, paths=5, seed=1)
+    found = evaluate([*few, *many], [*of_few.prms[0], *of_many.prms[0]], num_bootstrap=20)
+    assert [own.num_paths for own in found.comparisons.values()] == [3, 5, 3]
+    at_three = [own.accuracy["weighted_vote"][3].mean for own in found.comparisons.values()]
+    assert at_three[2] == pytest.approx((at_three[0] + at_three[1]) / 2)
+
+
+def test_each_half_is_calibrated_on_the_other() -> None:
+    trees, scored = drawn(400)
+    found = evaluate(trees, scored, num_bootstrap=50)
+    overall = found.overall
+    assert found.calibrated_on == 0 and not found.confidences
+    before, after = overall.forecasts["paths"][0], overall.forecasts["paths, calibrated"][0]
+    assert before.calibration_error > 0.15 > 0.05 > after.calibration_error and after.brier < before.brier
+    assert overall.forecasts["answers, calibrated"][0].calibration_error < 0.08
+    # The picked rule is that of the other half: had a question's own outcome taught it, a coin would look good.
+    assert set(overall.rules) <= {pick(pool_of(trees, scored.prms[0])), "best", "weighted_vote", "logit_vote"}
+    assert overall.accuracy["auto"][6].mean > overall.accuracy["vote"][6].mean + 0.1
+    assert overall.abstaining[0].coverage == 1
+    surest = overall.coverage["calibrated probability"][0]
+    assert surest.coverage < 0.05 and (surest.accuracy or 0) > (overall.abstaining[0].accuracy or 0)
+    assert evaluate(trees[: FEW - 1], Scored(prms=[scored.prms[0][: FEW - 1]]), num_bootstrap=9).calibrated_on is None
+
+
+def test_nobody_is_judged_by_what_was_learnt_from_itself() -> None:
+    trees, scored = drawn(50)
+    pool = pool_of(trees, scored.prms[0])
+    (judges,) = _judges([pool], None, seed=3)
+    for judge in (judges[0], next(other for other in judges if other is not judges[0])):
+        judged = {q for q, own in enumerate(judges) if own is judge}
+        assert len(judged) == 25
+        assert judge == confidence.fit(pool.take([q for q in range(50) if q not in judged]), seed=3)
+
+
+def test_scores_that_know_nothing_are_not_made_to_look_good_by_calibration() -> None:
+    trees, _ = drawn(200)
+    rng = np.random.default_rng(5)
+    found = evaluate(trees, [rng.random(len(tree.paths)) for tree in trees], num_bootstrap=50).overall
+    assert abs(found.forecasts["paths, calibrated"][0].skill or 0) < 0.02
+
+
+def test_questions_apart_calibrate_and_recommend_a_rule() -> None:
+    trees, scored = drawn(60)
+    apart, own = drawn(300, seed=9)
+    fitted = confidence.fit(pool_of(apart, own.prms[0]))
+    found = evaluate(trees, scored, confidences=[fitted], num_bootstrap=50)
+    assert found.calibrated_on == 300 and found.confidences == [fitted]
+    assert found.overall.rules == [fitted.picked.how]
+    accuracy = expected_accuracies(pool_of(trees, scored.prms[0]), fitted.picked.how, 6).per_question.mean()
+    assert found.overall.accuracy["auto"][6].mean == pytest.approx(accuracy)
+
+
+def test_rivals_controls_steps_and_lower_bounds_are_of_the_paths_that_are_chosen_from() -> None:
+    trees, scored = drawn(50)
+    scores = scored.prms[0]
+    backwards = [1 - own for own in scores]
+    steps = [[np.array([0.5, score]) for score in own] for own in scores]
+    everything = Scored(
+        prms=[scores],
+        lower=[scores],
+        steps=[steps],
+        rivals={"a thousand times": [1000 * own for own in scores], "question only": [0 * own + 0.4 for own in scores]},
+        controls={"noise only": [backwards]},
+    )
+    found = evaluate(trees, everything, num_bootstrap=100).overall
+    assert found.accuracy["conservative"] == found.accuracy["weighted_vote"]
+    same, spoilt = found.rivals["a thousand times"], found.rivals["noise only"]
+    assert (same.control, spoilt.control) == (False, True)
+    assert same.gains["auroc"].mean == same.gains["best"].mean == 0  # its ranks are in the same order
+    assert found.auroc is not None and spoilt.gains["auroc"].mean == pytest.approx(2 * found.auroc.mean - 1)
+    assert found.rivals["question only"].auroc.mean == 0.5  # type: ignore[union-attr]
+    first, last = found.steps
+    assert first.auroc is not None and first.auroc.mean == 0.5 and last == found.discrimination
+    right = np.concatenate([[path.answers[0].correct for path in tree.paths[1:]] for tree in trees])
+    (paths,) = found.forecasts["paths"]
+    assert found.over_question == pytest.approx(1 - paths.brier / np.mean((0.4 - right) ** 2))
+
+
+def test_values_of_leaves_and_of_inner_paths_are_held_against_the_scores() -> None:
+    trees = [random_tree(seed, branches=(3, 2), answers=4) for seed in range(6)]
+    scores = [torch.full((len(tree.paths),), 0.25) for tree in trees]
+    found = evaluate(trees, scores, num_bootstrap=20).overall
+    assert [(kind, own[0].count, own[0].answers) for kind, own in found.errors.items()] == [
+        ("leaves", 36, 4),
+        ("inner paths", 18, 8),
+    ]
+    inner = np.array([tree.paths[i].prm_score for tree in trees for i in (1, 2, 3)], dtype=float)
+    (own,) = found.errors["inner paths"]
+    assert own.mse == pytest.approx(float(((inner - 0.25) ** 2).mean()))
+    assert own.noise_floor == pytest.approx(float((inner * (1 - inner) / 7).mean()))
+    assert offered(trees[0]) == [4, 5, 6, 7, 8, 9]
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [30, 80, 200])
+def test_the_printed_evaluation_fits_the_terminal_and_says_the_verdict(width: int) -> None:
+    tree = grown("search", 0, noise_free=True, answers="1122")
+    found = evaluate([tree] * 3, [torch.tensor([0.5, 0.9, 0.8, 0.2, 0.1])] * 3, num_bootstrap=100)
+    text = printed(found, width)
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "PRM best beats the majority" in " ".join(text.split())
+    assert width == 30 or "100.0 [100.0, 100.0]" in text
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_everything_there_is_to_print_fits_with_its_numbers_whole(width: int) -> None:
+    trees, scored = drawn(60)
+    scores = scored.prms[0]
+    both = Scored(
+        prms=[scores, [own**2 for own in scores]],
+        steps=[[[np.array([0.5, score]) for score in own] for own in scores]] * 2,
+        rivals={"linear probe, last latent": scores},
+        controls={"question swapped": [scores, scores]},
+    )
+    text = printed(evaluate(trees, both, num_bootstrap=50), width)
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "…" not in text and "mean of 2 PRMs" in " ".join(text.split())
+    for title in (
+        "every rule",
+        "PRM has over them",
+        "best path by rivals",
+        "scores after each latent",
+        "Brier =",
+        "answering only where",
+    ):
+        assert title in text
+    several = printed(
+        {"one": evaluate(trees, scored, num_bootstrap=20), "two": evaluate(trees, scored, num_bootstrap=20)}
+    )
+    assert "vote by two" in several and "In detail" not in several
+
+
+def spoilt(**controls: list[np.ndarray]) -> str:
+    """What is said of a PRM that knows something, held against these controls."""
+    trees, scored = drawn(60)
+    named = {name.replace("_", " "): [scores] for name, scores in controls.items()}
+    return " ".join(verdict(evaluate(trees, replace(scored, controls=named), num_bootstrap=100).overall))
+
+
+def test_a_prm_that_does_not_beat_its_controls_is_said_to_be_worthless() -> None:
+    trees, scored = drawn(60)
+    same = list(scored.prms[0])
+    chance = [np.full(len(tree.paths), 0.5) for tree in trees]
+    assert "WORTHLESS" in spoilt(latents_swapped=same, noise_only=chance, order_shuffled=chance)
+    assert "no better than with latents swapped." in spoilt(latents_swapped=same, noise_only=chance)
+    said = spoilt(latents_swapped=chance, order_shuffled=same)
+    assert "WORTHLESS" not in said and "no use of the latents' order" in said
+    assert "beats every one of its 2 controls" in spoilt(latents_swapped=chance, question_swapped=chance)
+    assert "control" not in spoilt()
+
+
+def test_rivals_that_are_not_beaten_are_named() -> None:
+    trees, scored = drawn(60)
+    rivals = {"equal": scored.prms[0], "blind": [np.full(len(tree.paths), 0.5) for tree in trees]}
+    said = verdict(evaluate(trees, replace(scored, rivals=rivals), num_bootstrap=100).overall)
+    assert said[2] == "It does NOT tell right from wrong paths measurably better than: equal."
+    del rivals["equal"]
+    said = verdict(evaluate(trees, replace(scored, rivals=rivals), num_bootstrap=100).overall)
+    assert said[2] == "It tells right from wrong paths measurably better than each of 1 rivals."
+
+
+# --- the stage --------------------------------------------------------------------------------------------------------
+
+
+def folder(path: Path, seeds: range) -> str:
+    """A folder with a shard of random trees, that the built-in PRM can read."""
+    trees = []
+    for seed in seeds:
+        question = f"Ann has {seed} apples . She buys 2 more . How many apples has Ann ?"
+        trees.append(random_tree(seed, width=128, branches=(4,), latent_steps=(3, 3), question=question))
+    path.mkdir()
+    write_shard(trees, path, "some", {})
+    return str(path)
+
+
+def test_the_stage_measures_calibrates_shows_and_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = EvaluateOptions(
+        checkpoint=("builtin", "builtin"),
+        data_dir=folder(tmp_path / "test", range(12)),
+        calibrate_on=folder(tmp_path / "apart", range(8, 40)),
+        rivals_on=folder(tmp_path / "train", range(100, 120)),
+        output_dir=str(tmp_path / "found"),
+        num_bootstrap=50,
+        device="cpu",
+    )
+    found = main(options)
+    assert found.overall.num_prms == 2 and found.overall.accuracy["best"][4].spread == 0
+    assert found.calibrated_on == 28  # four of the questions apart are measured on
+    assert {"smoothness", "SWIFT gate", "question only", "noise only"} <= set(found.overall.rivals)
+    assert found.overall.rivals["noise only"].control and found.overall.over_question is not None
+    assert len(found.overall.steps) == 3 and "conservative" in found.overall.accuracy
+    saved = json.loads((tmp_path / "found" / "evaluation.json").read_text())
+    assert saved["options"]["checkpoint"] == ["builtin", "builtin"]
+    assert saved["comparisons"]["arithmetic"]["accuracy"]["vote"]["4"]["mean"] == found.overall.accuracy["vote"][4].mean
+    assert confidence.load(tmp_path / "found") == found.confidences[0]
+    assert "In detail" in capsys.readouterr().out
+    pictures = pytest.importorskip("matplotlib") and ("accuracy", "calibration", "coverage", "steps")
+    for name in pictures:
+        assert (tmp_path / "found" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_questions_that_a_prm_or_the_measuring_has_seen_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trees = [replace(tree, question=str(number)) for number, tree in enumerate(drawn(4)[0])]
+    for name, seen in (("one", "0"), ("two", "2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "questions.json").write_text(json.dumps({"train": [question_digest(seen)]}))
+    kept, seen = unseen(trees, [tmp_path / "one", tmp_path / "two"])
+    assert [tree.question for tree in kept] == ["1", "3"] and seen == 2
+    assert "2 of 4 questions were in the PRM's training" in caplog.text
+    data = folder(tmp_path / "data", range(3))
+    options = EvaluateOptions(checkpoint=("builtin",), data_dir="elsewhere")
+    measured = [random_tree(0, question="Ann has 1 apples . She buys 2 more . How many apples has Ann ?")]
+    assert [tree.question.split()[2] for tree in others(data, measured, options)] == ["0", "2"]
+    asked = [replace(measured[0], question=tree.question) for tree in others(data, [], options)]
+    with pytest.raises(ValueError, match="No question in"):
+        others(data, asked, options)
+
+
+def test_options_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="names none"):
+        EvaluateOptions(checkpoint=(), data_dir="data")
+    with pytest.raises(ValueError, match="--calibrate_on is data/, which is the --data_dir"):
+        EvaluateOptions(checkpoint=("builtin",), data_dir="data", calibrate_on="data/")
+    with pytest.raises(ValueError, match="--rivals_on is data/, which is the --data_dir"):
+        EvaluateOptions(checkpoint=("builtin",), data_dir="data", rivals_on="data/")
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_pictures_of_an_evaluation_show_what_they_are_given(tmp_path: Path) -> None:
+    image = pytest.importorskip("matplotlib.image", reason="matplotlib is the extra [plot]")
+    from latent_prm import plots
+
+    def inks(name: str) -> dict[str, int]:
+        pixels = 255 * image.imread(tmp_path / name)[..., :3]
+        found = {}
+        for ink in ("BLUE", "RED", "ORANGE", "GREEN", "PURPLE", "BLACK"):
+            code = getattr(plots, ink)
+            rgb = [int(code[i : i + 2], 16) for i in (1, 3, 5)]
+            found[ink] = int((np.abs(pixels - rgb).max(2) < 2).sum())
+        return found
+
+    trees, scored = drawn(60)
+    found: Comparison = evaluate(trees, scored, num_bootstrap=20).overall
+    plots.accuracy_curve(found, tmp_path / "accuracy.png")
+    shown = inks("accuracy.png")
+    assert min(shown[ink] for ink in ("BLUE", "RED", "ORANGE", "GREEN", "PURPLE")) > 100
+    few = evaluate(trees[:9], Scored(prms=[scored.prms[0][:9]]), num_bootstrap=20).overall
+    plots.accuracy_curve(few, tmp_path / "few.png")
+    assert inks("few.png")["PURPLE"] == 0  # there is no auto
+    plots.calibration_curves({"paths": {"the PRM": [Bin(0.1, 0.2, 3)]}}, tmp_path / "one.png")
+    curves = {"the PRM": [Bin(0.1, 0.2, 3), Bin(0.9, 0.6, 9)], "calibrated": [Bin(0.3, 0.3, 3), Bin(0.6, 0.6, 9)]}
+    plots.calibration_curves({"paths": curves, "chosen answers": curves}, tmp_path / "two.png")
+    assert inks("one.png")["RED"] == 0 < inks("one.png")["BLUE"] and inks("two.png")["RED"] > 200
+    points = [Coverage(0.9, 0.1, 1.0), Coverage(0.5, 0.0, None), Coverage(0.2, 1.0, 0.4)]
+    plots.coverage_picture({"calibrated probability": points, "share": points[::2]}, tmp_path / "deep" / "coverage.png")
+    assert min(inks("deep/coverage.png")[ink] for ink in ("RED", "ORANGE")) > 100
+    areas = [None, Interval(0.6, 0.5, 0.7), Interval(0.7, 0.6, 0.8)]
+    steps = [Discrimination(auroc=area, pairwise=area, pooled=None, num_mixed=3) for area in areas]
+    plots.steps_curve(steps, tmp_path / "steps.png")
+    assert inks("steps.png")["BLUE"] > 200

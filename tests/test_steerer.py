@@ -1,0 +1,132 @@
+"""The stage steer: what methods get right and cost, side by side, against unsteered paths of the same cost."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from latent_prm.metrics import Pool
+from latent_prm.options import SteerOptions
+from latent_prm.steerer import ALL, Report, Unsteered, main, print_reports
+
+METHODS = "topk,beam,anytime,balanced"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("steer")
+
+
+@pytest.fixture(scope="module")
+def reports(folder: Path) -> dict[str, Report]:
+    return main(
+        SteerOptions(
+            max_samples=6,
+            methods=METHODS,
+            scorer="prm,oracle",
+            split="validation",
+            output_dir=str(folder),
+            pool_paths=32,
+            num_bootstrap=50,
+            latent_steps=4,
+            batch_size=2,
+        )
+    )
+
+
+def test_there_is_a_report_per_task_and_one_of_all(reports: dict[str, Report]) -> None:
+    assert list(reports) == ["arithmetic", "search", ALL]
+    assert [report.num_questions for report in reports.values()] == [3, 3, 6]
+    names = [(line.name, line.scorer) for line in reports[ALL].lines]
+    assert names == [
+        ("noise-free path", ""),
+        ("unsteered, vote", ""),
+        ("unsteered, weighted vote", "prm"),
+        ("unsteered, weighted vote", "oracle"),
+        *((name, scorer) for scorer in ("prm", "oracle") for name in METHODS.split(",")),
+    ]
+
+
+def test_latents_are_those_that_are_thought(reports: dict[str, Report]) -> None:
+    latents = {(line.name, line.scorer): line.costs["latents"] for line in reports[ALL].lines}
+    assert latents["noise-free path", ""] == 4
+    assert latents["unsteered, vote", ""] == latents["beam", "prm"] == 16 * 4
+    assert latents["topk", "prm"] == 16 + 3 * 4
+    assert latents["balanced", "prm"] == 5 + 2 + 2 + 2  # 30 % of 5, 80 % of 2
+    assert 4 * 4 <= latents["anytime", "prm"] <= 16 * 4
+
+
+def test_all_costs_stand_in_the_total_and_a_vote_without_scores_pays_no_scorer(reports: dict[str, Report]) -> None:
+    for line in reports[ALL].lines:
+        assert line.costs["total"] == pytest.approx(sum(v for name, v in line.costs.items() if name != "total"))
+        assert (line.costs["scorer"] > 0) == (line.scorer != "")
+    prompts = {line.name: line.costs["prompts"] for line in reports[ALL].lines}
+    assert prompts["topk"] == prompts["unsteered, vote"] < prompts["anytime"]  # each round reads the question again
+
+
+def test_methods_are_held_against_as_many_unsteered_paths_as_cost_no_less(reports: dict[str, Report]) -> None:
+    lines = {(line.name, line.scorer): line for line in reports[ALL].lines}
+    assert lines["topk", "prm"].at_equal_latents and lines["topk", "prm"].at_equal_latents[0] == 7  # 28 / 4
+    assert lines["beam", "prm"].at_equal_latents and lines["beam", "prm"].at_equal_latents[0] == 16
+    assert lines["beam", "oracle"].at_equal_total and lines["beam", "oracle"].at_equal_total[0] == 32  # all there are
+    assert all((line.gain is None) == line.name.startswith(("noise", "unsteered")) for line in lines.values())
+
+
+def test_the_truth_steers_better_than_the_prm(reports: dict[str, Report]) -> None:
+    right = {(line.name, line.scorer): line.right.mean for line in reports[ALL].lines}
+    assert right["beam", "oracle"] > right["beam", "prm"]
+    assert right["unsteered, weighted vote", "oracle"] >= right["unsteered, weighted vote", "prm"]
+
+
+def test_stopping_later_uses_more_paths_and_settles_more(reports: dict[str, Report]) -> None:
+    for by in ("agreement", "prm"):
+        stops = [stop for stop in reports[ALL].stops if stop.by == by and stop.scorer == "prm"]
+        shares = [stop.share.mean for stop in stops]
+        assert [stop.confidence for stop in stops] == [0.8, 0.9, 0.95, 0.99]
+        assert shares == sorted(shares) and shares[0] >= 0.25 and shares[-1] <= 1
+
+
+def test_numbers_and_a_picture_are_saved(reports: dict[str, Report], folder: Path) -> None:
+    found = json.loads((folder / "steering.json").read_text("utf-8"))
+    assert found["options"]["methods"] == METHODS and found["settings"]["num_paths"] == 16
+    lines = found["reports"][ALL]["lines"]
+    assert [line["right"]["mean"] for line in lines] == [line.right.mean for line in reports[ALL].lines]
+    assert [len(curve["right"]) for curve in found["reports"][ALL]["curves"]] == [6, 6, 6]  # 1, 2, 4, 8, 16, 32 paths
+    assert (folder / "steering.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_tables_name_every_method(reports: dict[str, Report]) -> None:
+    told = io.StringIO()
+    print_reports(reports, Console(file=told, width=160))
+    for text in ("beam · prm", "noise-free path", "settled by", "agreement · prm", "equal compute", "all tasks: 6"):
+        assert text in told.getvalue()
+
+
+def test_the_cost_of_fewer_paths_lies_between_one_and_all() -> None:
+    pool = Pool([["1"] * 4], [np.ones(4, dtype=bool)], [np.full(4, 0.5)])
+    first, whole = np.array([[10.0, 3.0, 1.0, 8.0]]), np.array([[10.0, 12.0, 4.0, 20.0]])
+    unsteered = Unsteered("prm", pool, first, whole, "vote")
+    assert unsteered.costs(2).tolist() == [[10.0, 6.0, 2.0, 12.0]]
+    assert unsteered.equal(np.array([[0.0, 6.0, 0.0, 0.0]]), slice(1, 2)) == 2
+    assert unsteered.equal(np.array([[0.0, 6.5, 0.0, 0.0]]), slice(1, 2)) == 3
+    assert unsteered.equal(np.array([[99.0, 0.0, 0.0, 0.0]]), slice(None)) == 4
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ({"methods": "beam,rays"}, "--methods names 'rays', which is none of none, topk"),
+        ({"scorer": "judge"}, "--scorer names 'judge', which is none of prm, heuristic, random, oracle"),
+        ({"after": "two"}, "--after is 'two'. Type whole numbers"),
+        ({"confidence": 1.0}, "--confidence is 1.0"),
+        ({"after": "9", "latent_steps": 4, "max_samples": 2}, "Nothing can be steered after 9 latents"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused(typed: dict[str, object], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        main(SteerOptions(output_dir=str(tmp_path), **typed))  # type: ignore[reportArgumentType]
