@@ -352,8 +352,9 @@ _WAYS = (
 def load_task(spec: str) -> Task:
     """The task behind a name, a path, or several with commas (a path with a comma in it is two).
 
-    A name is ``arithmetic``, ``search`` (``search:2``: with two moves only), ``text``, a key of ``hub.DATASETS`` (``gsm8k``; ``gsm8k:PATH`` for a folder or
-    file of the same columns) or ``gym:`` and a generator of reasoning-gym; a path ends in .jsonl, .csv or .parquet.
+    A name is ``arithmetic``, ``search`` (``search:2``: with two moves only), ``text``, a key of ``hub.DATASETS``
+    (``gsm8k``; ``gsm8k:PATH`` for a folder or file of the same columns) or ``gym:`` and a generator of reasoning-gym; a
+    path ends in .jsonl, .csv or .parquet.
 
     Raises ValueError for any other name, and for two tasks of one name.
     """

@@ -226,7 +226,7 @@ def localise(scores: Steps, sound: Soundness, calibration_scores: Steps, calibra
     Calibration questions must be others. Scores of the same kind for both; they need not be probabilities.
     Raises ValueError when the calibration questions do not hold both sound paths and paths with an error.
     """
-    errors = _first_errors(calibration_sound)
+    errors = first_errors(calibration_sound)
     if not (errors < 0).any() or not (errors >= 0).any():
         raise ValueError(
             f"Of the {len(errors)} calibration paths {int((errors < 0).sum())} are sound: there must be sound ones and "
@@ -242,7 +242,7 @@ def localise(scores: Steps, sound: Soundness, calibration_scores: Steps, calibra
             if reached > best[0]:
                 best = reached, rule, float(threshold)
     _, rule, threshold = best
-    each = _tally(_first_errors(sound), _claims(rule, _evidence(rule, scores, start), threshold))
+    each = _tally(first_errors(sound), _claims(rule, _evidence(rule, scores, start), threshold))
     ends = np.cumsum([0, *map(len, sound)])
     counts = np.stack([each[a:b].sum(0) for a, b in pairwise(ends)])
     return Localisation(rule, threshold, counts)
@@ -253,7 +253,8 @@ def _shares(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(found / np.maximum(wrong, 1e-12)), np.asarray(cleared / np.maximum(right, 1e-12))
 
 
-def _first_errors(sound: Soundness) -> Int[np.ndarray, " N"]:
+def first_errors(sound: Soundness) -> Int[np.ndarray, " N"]:
+    """`first_error` of all paths, one after the other."""
     return np.array([first_error(path) for row in sound for path in row], dtype=int)
 
 
@@ -277,7 +278,7 @@ def _tally(errors: Int[np.ndarray, " N"], claims: Int[np.ndarray, " N"]) -> Int[
     return np.stack([wrong, wrong & exact, ~wrong, ~wrong & exact], 1).astype(int)
 
 
-# --- everything about some trees ------------------------------------------------------------------------------------
+# --- what else there is to say --------------------------------------------------------------------------------------
 
 
 class Agreement(NamedTuple):
@@ -301,64 +302,20 @@ class Agreement(NamedTuple):
 class Change(NamedTuple):
     """The mean change of the step score from one latent to the next."""
 
-    at_error: float
+    at_error: float | None
     """Where the path first goes wrong (paths that do so at the first latent have none)."""
-    elsewhere: float
+    elsewhere: float | None
     """Where it stays sound."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepTruth:
-    """Whether a PRM sees where paths go wrong, beside what is cheap to have."""
-
-    localisations: dict[str, Localisation]
-    """"PRM" first, then the `baselines`."""
-    change: Change
-    """Of the PRM's score."""
-    agreement: Agreement
-    first_errors: Int[np.ndarray, " places"]
-    """How many paths go wrong at each latent, and, last, how many never do."""
-
-
-def step_truth(
-    model: QwenLatentPRM,
-    reasoner: Reasoner,
-    trees: Sequence[ReasoningTree],
-    calibration: Sequence[ReasoningTree],
-    seed: int = 42,
-) -> StepTruth:
-    """Hold a PRM's step scores and the `baselines` against the truth, on the noisy leaves of the built-in tasks' trees.
-
-    Thresholds are picked on the ``calibration`` trees, of other questions. Trees of other tasks are left out.
-    Raises ValueError when none is left on either side, and as `said` and `localise`.
-    """
-    sides = [[tree for tree in side if tree.task in TASKS and judged(tree)] for side in (trees, calibration)]
-    if not all(sides):
-        raise ValueError(f"There is no tree of {' or '.join(TASKS)} to check the steps of, or none to calibrate on.")
-    kept = [[judged(tree) for tree in side] for side in sides]
-    truth = [[sound(tree, said(reasoner, tree)) for tree in side] for side in sides]
-    scores = [{"PRM": step_scores(model, side), **baselines(reasoner, side, seed + k)} for k, side in enumerate(sides)]
-    truth = [_only(*pair) for pair in zip(truth, kept, strict=True)]
-    test, own = ({name: _only(steps, k) for name, steps in s.items()} for s, k in zip(scores, kept, strict=True))
-    errors = _first_errors(truth[0])
-    longest = max(len(path) for row in truth[0] for path in row)
-    return StepTruth(
-        localisations={name: localise(test[name], truth[0], own[name], truth[1]) for name in test},
-        change=change_of(test["PRM"], truth[0]),
-        agreement=agreement_of(sides[0], truth[0]),
-        first_errors=np.bincount(np.where(errors < 0, longest, errors), minlength=longest + 1),
-    )
-
-
 def change_of(scores: Steps, sound: Soundness) -> Change:
-    """How much the step score changes at first errors, and elsewhere; nan where there is no such latent."""
+    """How much the step score changes at first errors, and elsewhere; None where there is no such latent."""
     at: tuple[list[float], list[float]] = ([], [])
     for path, right in zip((p for row in scores for p in row), (s for row in sound for s in row), strict=True):
         for t in range(1, len(right)):
             if right[t - 1]:
                 at[bool(right[t])].append(float(path[t] - path[t - 1]))
-    wrong, fine = (float(np.mean(changes)) if changes else float("nan") for changes in at)
-    return Change(wrong, fine)
+    return Change(*(float(np.mean(changes)) if changes else None for changes in at))
 
 
 def agreement_of(trees: Sequence[ReasoningTree], sound: Soundness) -> Agreement:
@@ -369,7 +326,3 @@ def agreement_of(trees: Sequence[ReasoningTree], sound: Soundness) -> Agreement:
             if answers := tree.paths[i].answers:
                 counts[2 * (not steps.all()) + (not answers[0].correct)] += 1
     return Agreement(*counts)
-
-
-def _only(each: list[list[np.ndarray]], kept: list[list[int]]) -> list[list[np.ndarray]]:
-    return [[row[i] for i in own] for row, own in zip(each, kept, strict=True)]

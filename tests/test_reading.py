@@ -43,10 +43,11 @@ def by_hand(model: QwenLatentPRM, tree: ReasoningTree, i: int) -> Tensor:
     """The score of a chain as one plain sequence: question, latents (side by side with hidden states), tip, answer."""
     chain, rows = [tree.paths[p] for p in tree.chain(i)], []
     for path in chain:
-        sides = [x for name, x in (("fed", path.latents), ("hidden", path.hidden)) if name in model.reads]
+        sides = [path.latents] if "fed" in model.reads else []
+        sides += [path.hidden] if "hidden" in model.reads and path.hidden is not None else []
         rows.append(torch.cat(sides, 1))
     leaf = i in tree.leaves()
-    if leaf and "tip" in model.reads:
+    if leaf and "tip" in model.reads and chain[-1].tip is not None:
         rows.append(torch.cat([chain[-1].tip] * len(sides))[None])
     x = torch.cat(rows)
     x = x if model.projection is None else x @ model.projection.weight.T

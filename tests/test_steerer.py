@@ -71,9 +71,10 @@ def test_all_costs_stand_in_the_total_and_a_vote_without_scores_pays_no_scorer(r
 
 def test_methods_are_held_against_as_many_unsteered_paths_as_cost_no_less(reports: dict[str, Report]) -> None:
     lines = {(line.name, line.scorer): line for line in reports[ALL].lines}
-    assert lines["topk", "prm"].at_equal_latents and lines["topk", "prm"].at_equal_latents[0] == 7  # 28 / 4
-    assert lines["beam", "prm"].at_equal_latents and lines["beam", "prm"].at_equal_latents[0] == 16
-    assert lines["beam", "oracle"].at_equal_total and lines["beam", "oracle"].at_equal_total[0] == 32  # all there are
+    topk, beam, best = (lines[key] for key in (("topk", "prm"), ("beam", "prm"), ("beam", "oracle")))
+    assert topk.at_equal_latents is not None and topk.at_equal_latents[0] == 7  # 28 / 4
+    assert beam.at_equal_latents is not None and beam.at_equal_latents[0] == 16
+    assert best.at_equal_total is not None and best.at_equal_total[0] == 32  # all there are
     assert all((line.gain is None) == line.name.startswith(("noise", "unsteered")) for line in lines.values())
 
 

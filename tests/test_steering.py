@@ -81,6 +81,7 @@ def by_depth(tree: ReasoningTree) -> list[int]:
 def same(one: ReasoningTree, other: ReasoningTree) -> None:
     assert len(one.paths) == len(other.paths)
     for a, b in zip(one.paths, other.paths, strict=True):
+        assert a.tip is not None and b.tip is not None
         assert torch.equal(a.latents, b.latents) and torch.equal(a.tip, b.tip)
         assert (a.parent, a.noise_free, a.answers, a.prm_score) == (b.parent, b.noise_free, b.answers, b.prm_score)
 
@@ -237,9 +238,15 @@ def test_several_agents_are_steered_at_their_boundaries(reasoner: Reasoner) -> N
     assert len(finished(tree)) == 4
 
 
+def nobody(
+    trees: Sequence[ReasoningTree], frontiers: Sequence[Sequence[int]], growth: Growth, run: int
+) -> list[list[int]]:
+    return [[0] * len(frontiers[0])]
+
+
 def test_a_steer_that_leaves_nobody_is_refused(reasoner: Reasoner, growth: Growth) -> None:
     with pytest.raises(ValueError, match="Steering left no path of question 'text-1'"):
-        reasoner.grow([SHORT], TASK, every_latent(growth), steer=lambda trees, fronts, *_: [[0] * len(fronts[0])])
+        reasoner.grow([SHORT], TASK, every_latent(growth), steer=nobody)
     with pytest.raises(ValueError, match="--until_mixed decides by itself"):
         reasoner.grow([SHORT], TASK, replace(growth, until_mixed=True), roots=range(2))
 

@@ -59,8 +59,11 @@ class ReaderRecipe:
     terms: tuple[Term, ...] = (
         Term(imagined=450, questions=64, paths=8, noise=0.3, learning_rate=0.02, warmup=30, fall=3.0, seed=9),
         Term(own=1500, questions=72, paths=2, noise=0.4, learning_rate=0.015, warmup=30, fall=1.7, seed=10),
+        Term(own=700, questions=96, paths=2, noise=0.3, learning_rate=0.015, warmup=30, fall=1.7, seed=11),
     )
-    """Facts, then thoughts and answers."""
+    """Facts, then thoughts and answers, then mostly those of stories, which take longest."""
+    stories: tuple[tuple[int, int], ...] = ((1, 2), (1, 2), (5, 6))
+    """Of the questions of each term, how many of how many are stories."""
 
 
 def deepen(reasoner: Qwen3ForCausalLM, more: int) -> Qwen3ForCausalLM:
@@ -130,7 +133,12 @@ def write_answers(
 
 
 def teach(
-    reasoner: Qwen3ForCausalLM, reader: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, term: Term, name: str
+    reasoner: Qwen3ForCausalLM,
+    reader: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    term: Term,
+    stories: tuple[int, int],
+    name: str,
 ) -> dict[str, float]:
     """One term; returns what `follow` says of its last tenth, on average."""
     rng, generator = random.Random(term.seed), torch.Generator().manual_seed(term.seed)
@@ -140,7 +148,7 @@ def teach(
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: rate(term, i)) for optimizer in optimizers]
     bar, said = trange(term.updates, desc=name, mininterval=10), []
     for update in bar:
-        lesson = Lesson.of(draw_problems(rng, term.questions, every=2), tokenizer, Recipe().latent_steps)
+        lesson = Lesson.of(draw_problems(rng, term.questions, *stories), tokenizer, Recipe().latent_steps)
         if update < term.imagined:
             loss, found = facts(reasoner, reader, lesson, term, generator), {}
         else:
@@ -181,7 +189,7 @@ def follow(
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
     """The loss on the reasoner's thoughts about one lesson, and how much the reader told rightly.
 
-    ``value``: of the stories, the share whose last number it knows; ``sound``: of the latents; ``answer``: of the answers.
+    ``value``: of the stories, the share whose last number it knows; ``sound``: of the latents; ``answer``: of answers.
     """
     latents, thought = think(reasoner, lesson, Recipe(), term, generator)
     B, K, T = thought.shape
@@ -191,7 +199,11 @@ def follow(
     answers, right, filled = write_answers(lesson, thought, made_up, generator)
     paths = torch.cat([latents, reader.model.embed_tokens(answers.clamp_min(0))], 2)
     seen: list[Tensor] = []
-    keep = reader.model.norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    
+    def look(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        seen.append(output)
+
+    keep = reader.model.norm.register_forward_hook(look)
     first, after = read_on(reader, lesson, paths)
     keep.remove()
     logits = verdict(seen[0][:, -2 * K * T :]).view(B, K, 2 * T)
@@ -217,8 +229,8 @@ def main(recipe: ReaderRecipe) -> None:
     reasoner = Qwen3ForCausalLM.from_pretrained(reasoner_folder(), dtype=torch.float32).requires_grad_(False)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(reasoner_folder())
     reader = deepen(reasoner, recipe.more_layers)
-    for number, term in enumerate(recipe.terms, 1):
-        told = teach(reasoner, reader, tokenizer, term, f"term {number} of {len(recipe.terms)}")
+    for number, (term, stories) in enumerate(zip(recipe.terms, recipe.stories, strict=True), 1):
+        told = teach(reasoner, reader, tokenizer, term, stories, f"term {number} of {len(recipe.terms)}")
         print(f"Term {number} ended with " + ", ".join(f"{key} {value:.3f}" for key, value in told.items()))
         reader.save_pretrained(recipe.output_dir)
         tokenizer.save_pretrained(recipe.output_dir)

@@ -232,11 +232,13 @@ def _carried(sign: str, number: int) -> Int[Tensor, " V"]:
     return {"+": values + number, "-": values - number, "*": values * number, "/": values // number}[sign]
 
 
-def draw_problems(rng: random.Random, count: int, every: int = 3) -> list[ArithmeticProblem | SearchProblem]:
-    """Problems of the training split: one in ``every`` is of arithmetic, which is learnt sooner, the rest of search."""
+def draw_problems(
+    rng: random.Random, count: int, stories: int = 1, of: int = 3
+) -> list[ArithmeticProblem | SearchProblem]:
+    """Problems of the training split: so many ``stories`` in every few (``of``), the rest is search, learnt later."""
     problems: list[ArithmeticProblem | SearchProblem] = []
     while len(problems) < count:
-        problem = draw_search(rng)[0] if len(problems) % every else draw_arithmetic(rng)
+        problem = draw_arithmetic(rng) if len(problems) % of < stories else draw_search(rng)[0]
         if split_of(problem.text) == "train":
             problems.append(problem)
     return problems
