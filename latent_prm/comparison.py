@@ -7,7 +7,7 @@ standard deviation beside it. Nothing here knows trees, models or files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import comb
 from typing import Literal
@@ -26,6 +26,7 @@ from latent_prm.metrics import (
     bootstrap_interval,
     expected_accuracies,
     gap_recovered,
+    gap_share,
     num_pairs,
     question_aurocs,
     resampled_means,
@@ -79,7 +80,8 @@ class Comparison:
     num_prms: int
     """Over so many PRMs, alike but for the seed of their training, figures are means."""
     accuracy: dict[Method, dict[int, Interval]]
-    """Per method, per number of paths. What could not be measured (as without noise-free paths) is missing."""
+    """Per method, per number of paths. What could not be measured (as without noise-free paths) is missing, and at most
+    numbers of paths what a PRM chooses that scores them beside each other."""
     sampled: list[int]
     """Numbers of paths whose votes were counted in a seeded sample of the subsets, not in all."""
     differences: dict[Method, dict[Method, Interval]]
@@ -125,13 +127,23 @@ class Comparison:
 # --- choice among paths ---------------------------------------------------------------------------------------------
 
 
-def accuracy_table(pools: Sequence[Pool], sizes: Sequence[int], seed: int) -> Table:
-    """Every method at every number of paths; ``pools`` hold the same paths, each with another PRM's scores."""
+def accuracy_table(
+    pools: Sequence[Pool], sizes: Sequence[int], seed: int, fewer: Mapping[int, Sequence[Pool]] | None = None
+) -> Table:
+    """Every method at every number of paths; ``pools`` hold the same paths, each with another PRM's scores.
+
+    Where a score depends on the paths beside it, ``fewer`` holds by k pools of k paths, scored without the others: a
+    choice by such scores is measured on these, and on ``pools`` only where nobody has more than k, or k is 1.
+    """
     table: Table = {}
+    most = max(map(len, pools[0].values))
     for method in pools[0].methods:
-        asked = pools if method in CHOSEN else pools[:1]
         for k in sizes:
-            table[method, k] = np.stack([expected_accuracies(pool, method, k, seed).per_question for pool in asked])
+            asked = pools if method in CHOSEN else pools[:1]
+            if fewer is not None and method in CHOSEN and 1 < k < most:
+                asked = fewer.get(k, [])
+            if asked:
+                table[method, k] = np.stack([expected_accuracies(p, method, k, seed).per_question for p in asked])
     return table
 
 
@@ -148,7 +160,7 @@ def compare(
     sizes = curve_sizes(n)
     table = accuracy_table(pools, sizes, seed) if table is None else table
     methods = pool.methods
-    columns: list[tuple[Method, int]] = [(method, k) for method in methods for k in sizes]
+    columns: list[tuple[Method, int]] = [(method, k) for method in methods for k in sizes if (method, k) in table]
     draws = resampled_means(np.stack([table[key].mean(0) for key in columns]), num_bootstrap, seed)
     resampled = dict(zip(columns, draws.T, strict=True))
     accuracy: dict[Method, dict[int, Interval]] = {method: {} for method in methods}
@@ -192,8 +204,9 @@ def _gaps(
         for method in chosen:
             whole = gap_recovered(table[method, k].mean(0), oracle, starts, num_bootstrap, seed)
             if whole is not None:
-                each = [gap_recovered(own, oracle, starts, 1, seed) for own in table[method, k]]
-                spread = _deviation(np.array([own.mean for own in each if own is not None]))
+                spread = _deviation(
+                    np.array([gap_share(np.stack([own, oracle, *starts]).mean(1)) for own in table[method, k]])
+                )
                 found[method][k] = Interval(whole.mean, whole.low, whole.high, spread)
     return found
 
@@ -302,11 +315,12 @@ def against(pools: Sequence[Pool], others: Sequence[Pool], control: bool, num_bo
     )
 
 
-def as_probabilities(scores: Scores) -> list[Float[np.ndarray, " _"]]:
+def as_probabilities(scores: Scores, ordinal: bool = False) -> list[Float[np.ndarray, " _"]]:
     """The scores themselves where all lie in 0..1, else each one's rank within its question / N (equals share theirs).
 
     A rank is no probability, but it keeps the order, and is the weight that a vote by such scores can be given.
+    ``ordinal`` scores, whose size means nothing wherever they lie, become ranks too.
     """
-    if all(((own >= 0) & (own <= 1)).all() for own in scores):
+    if not ordinal and all(((own >= 0) & (own <= 1)).all() for own in scores):
         return list(scores)
     return [weights("rank_vote", [""] * len(own), own) for own in scores]

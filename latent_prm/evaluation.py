@@ -23,10 +23,12 @@ from latent_prm.comparison import (
     compare,
     curve_sizes,
     discriminate_steps,
+    table_sizes,
 )
 from latent_prm.confidence import Confidence, fit
 from latent_prm.metrics import Pool
 from latent_prm.predictions import THRESHOLDS, Errors, abstaining, coverage_curve, errors, forecast, skill
+from latent_prm.step_truth import StepTruth
 from latent_prm.tree import ReasoningTree
 
 ALL = "all tasks"
@@ -49,8 +51,13 @@ class Scored:
     """Lower bounds of them."""
     steps: Sequence[Sequence[Sequence[Float[np.ndarray, " _"]]]] | None = None
     """Of each PRM, per tree and path, the probability after each latent of the chain."""
+    fewer: dict[int, Scored] | None = None
+    """Of PRMs that score a path beside its siblings, and by k as in `fewer_paths`: what they say of every tree's
+    `first` k paths alone. None: they score each path by itself."""
     rivals: dict[str, Scores] = field(default_factory=dict)
     """By name, what others say: any numbers, higher is likelier right."""
+    ordinal: frozenset[str] = frozenset()
+    """The rivals of whose scores only the order means anything."""
     controls: dict[str, Sequence[Scores]] = field(default_factory=dict)
     """By name, what each PRM says of spoilt evidence."""
 
@@ -67,6 +74,11 @@ class Evaluation:
     """Questions apart that probabilities were calibrated on. 0: each half was on the other; None: nothing was."""
     confidences: list[Confidence] = field(default_factory=list)
     """What was learnt from the questions apart, one per PRM."""
+    beside_siblings: bool = False
+    """The PRMs score a path beside its siblings: with fewer paths than all, a choice by them was measured on each
+    question's first paths alone, at the tables' numbers only."""
+    step_truth: dict[str, StepTruth] = field(default_factory=dict)
+    """By task, whether the PRMs see where paths first go wrong, as far as that is known."""
 
     @property
     def overall(self) -> Comparison:
@@ -106,7 +118,7 @@ def evaluate(
     groups = {name: [q for q, i in enumerate(order) if trees[i].task == name] for name in names}
     groups = {name: questions for name, questions in groups.items() if questions}
     pools = {name: [pool.take(questions) for pool in material.pools] for name, questions in groups.items()}
-    tables = _tables(pools, material.pools, seed)
+    tables = _tables(groups, material, seed)
     if len(groups) > 1:
         groups[ALL], pools[ALL] = list(range(len(order))), material.pools
         shared = set.intersection(*(set(table) for table in tables.values()))
@@ -120,15 +132,18 @@ def evaluate(
         skipped={**(skipped or {}), "no graded path": len(trees) - len(order)},
         calibrated_on=None if not material.judges else confidences[0].num_questions if confidences else 0,
         confidences=list(confidences or []),
+        beside_siblings=material.beside_siblings,
     )
 
 
-def _tables(pools: dict[str, list[Pool]], whole: list[Pool], seed: int) -> dict[str, Table]:
+def _tables(groups: dict[str, list[int]], material: _Material, seed: int) -> dict[str, Table]:
     """The accuracies of every task, at the sizes that it or all tasks together are looked at."""
     found: dict[str, Table] = {}
-    for name, own in pools.items():
-        sizes = sorted({*curve_sizes(own[0].num_paths), *curve_sizes(whole[0].num_paths)})
-        found[name] = accuracy_table(own, sizes, seed)
+    for name, questions in groups.items():
+        own = [pool.take(questions) for pool in material.pools]
+        sizes = sorted({*curve_sizes(own[0].num_paths), *curve_sizes(material.pools[0].num_paths)})
+        few = {k: [p.take(questions) for p in pools] for k, pools in material.fewer.items() if k <= own[0].num_paths}
+        found[name] = accuracy_table(own, sizes, seed, few if material.beside_siblings else None)
     return found
 
 
@@ -138,6 +153,27 @@ def _tables(pools: dict[str, list[Pool]], whole: list[Pool], seed: int) -> dict[
 def offered(tree: ReasoningTree) -> list[int]:
     """The paths that are chosen from: noisy leaves that decoded an answer, of which the first counts."""
     return [i for i in tree.leaves() if tree.paths[i].answers and not tree.paths[i].noise_free]
+
+
+def first(tree: ReasoningTree, k: int) -> ReasoningTree:
+    """The tree with only the first k of what it offers; itself where it has no more, or offers nothing."""
+    paths = offered(tree)
+    if len(paths) <= k:
+        return tree
+    kept = sorted({i for path in paths[:k] for i in tree.chain(path)})
+    place: dict[int | None, int | None] = {None: None, **{i: at for at, i in enumerate(kept)}}
+    return replace(tree, paths=[replace(tree.paths[i], parent=place[tree.paths[i].parent]) for i in kept])
+
+
+def fewer_paths(trees: Iterable[ReasoningTree]) -> list[int]:
+    """The numbers of paths, more than one, that tables have a column for and some question has more than."""
+    counts: dict[str, list[int]] = {}
+    for tree in trees:
+        if paths := offered(tree):
+            counts.setdefault(tree.task, []).append(len(paths))
+    sizes = {size for own in counts.values() for size in table_sizes(min(own))}
+    sizes |= set(table_sizes(min(map(min, counts.values())))) if counts else set()
+    return sorted(size for size in sizes if 1 < size < max(map(max, counts.values())))
 
 
 def pool_of(trees: Sequence[ReasoningTree], scores: Scores, lower: Scores | None = None) -> Pool:
@@ -194,19 +230,29 @@ class _Material:
         def ordered(scores: Scores) -> list[Any]:
             return [scores[i] for i in order]
 
+        def pools(trees: Sequence[ReasoningTree], said: Scored) -> list[Pool]:
+            bounds = [None] * len(said.prms) if said.lower is None else [ordered(low) for low in said.lower]
+            return [pool_of(trees, ordered(own), low) for own, low in zip(said.prms, bounds, strict=True)]
+
         self.prms = [ordered(own) for own in scored.prms]
-        self.lower = None if scored.lower is None else [ordered(own) for own in scored.lower]
         self.steps = None if scored.steps is None else [ordered(own) for own in scored.steps]
-        bounds = self.lower or [None] * len(self.prms)
-        self.pools = [pool_of(self.trees, own, low) for own, low in zip(self.prms, bounds, strict=True)]
+        self.pools = pools(self.trees, scored)
+        self.beside_siblings, fewer = scored.fewer is not None, scored.fewer or {}
+        self.fewer = {k: pools([first(tree, k) for tree in self.trees], said) for k, said in fewer.items()}
+        """Of every question the first k paths, scored alone."""
         self.judges = _judges(self.pools, confidences, seed)
         """Per PRM and question, what was learnt from other questions."""
         self.answers = [_answers(pool, own) for pool, own in zip(self.pools, self.judges, strict=False)]
         if self.judges:
             rules = [[judge.picked.how for judge in own] for own in self.judges]
             self.pools = [replace(pool, auto=own) for pool, own in zip(self.pools, rules, strict=True)]
+            for k, few in self.fewer.items():
+                self.fewer[k] = [replace(pool, auto=own) for pool, own in zip(few, rules, strict=True)]
         paths = [offered(tree) for tree in self.trees]
-        self.others = {name: [as_probabilities(_only(ordered(own), paths))] for name, own in scored.rivals.items()}
+        self.others = {
+            name: [as_probabilities(_only(ordered(own), paths), name in scored.ordinal)]
+            for name, own in scored.rivals.items()
+        }
         self.controls = {name: [_only(ordered(o), paths) for o in own] for name, own in scored.controls.items()}
 
     def more(

@@ -9,25 +9,28 @@ import logging
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from latent_prm import confidence
 from latent_prm.doubt import lower_bounds
-from latent_prm.evaluation import Evaluation, Scored, Scores, evaluate, offered, pool_of
-from latent_prm.files import load_json, save_json
+from latent_prm.evaluation import Evaluation, Scored, Scores, evaluate, fewer_paths, first, offered, pool_of
+from latent_prm.files import BadFile, load_json, save_json
 from latent_prm.grading import question_digest
 from latent_prm.model import QwenLatentPRM
 from latent_prm.options import BUILTIN, EvaluateOptions
 from latent_prm.plots import NoMatplotlib, accuracy_curve, calibration_curves, coverage_picture, steps_curve
 from latent_prm.pretrained import pick_device
+from latent_prm.reasoner import Reasoner
 from latent_prm.rivals import RIVALS, controls, fit_rivals, score_all
-from latent_prm.shards import load_trees
+from latent_prm.shards import load_trees, read_metadata, scan
+from latent_prm.step_truth import step_truth
 from latent_prm.tables import print_evaluation, verdict
 from latent_prm.tree import ReasoningTree
-from latent_prm.truth import step_scores
+from latent_prm.truth import Steps, step_scores, sure_thoughts
 
 __all__ = ["Evaluation", "evaluate", "main", "measure", "print_evaluation", "save", "verdict"]
 
@@ -55,23 +58,25 @@ def measure(options: EvaluateOptions) -> tuple[Evaluation, list[str]]:
     bad_files: list[str] = []
     trees, seen = unseen(load_trees(options.data_dir, options.skip_bad_files, bad_files), folders)
     apart = others(options.calibrate_on, trees, options, folders)
-    said, fitted = [], []
+    reasoner = thinker(options.data_dir) if options.rivals else None
+    checked_apart = apart if reasoner is not None and apart and grown_by(reasoner, options.calibrate_on) else []
+    said, said_apart, fitted = [], [], []
     for folder in folders:
         model = QwenLatentPRM.from_pretrained(folder, device=pick_device(options.device))
         for tree in (trees[0], *apart[:1]):
             check_width(model, tree, options)
         said.append(listen(model, trees, options))
+        said_apart.append(after_each_latent(model, checked_apart, options))
         if apart:
             pool = pool_of(apart, *_opinions(model, apart, options))
             fitted.append(confidence.fit(pool, options.seed, options.num_bootstrap))
-    evaluation = evaluate(
-        trees,
-        together(said, rivals(trees, options)),
-        confidences=fitted or None,
-        num_bootstrap=options.num_bootstrap,
-        seed=options.seed,
-        skipped={"seen in training": seen},
-    )
+    chance = {"num_bootstrap": options.num_bootstrap, "seed": options.seed}
+    scored, skipped = together(said, *rivals(trees, options, reasoner)), {"seen in training": seen}
+    evaluation = evaluate(trees, scored, confidences=fitted or None, skipped=skipped, **chance)
+    if reasoner is not None:
+        steps = [own.steps for own in said]
+        checked = step_truth(reasoner, trees, steps, checked_apart, said_apart, **chance)
+        evaluation = replace(evaluation, step_truth=checked)
     return evaluation, bad_files
 
 
@@ -83,18 +88,28 @@ class Said(NamedTuple):
 
     scores: Scores
     lower: Scores | None
-    steps: Sequence[Any]
+    steps: Steps
     controls: dict[str, Scores]
+    fewer: dict[int, tuple[Scores, Scores | None]] | None
+    """Scores and lower bounds of first paths alone; None where each path is scored by itself anyway."""
 
 
 def listen(model: QwenLatentPRM, trees: Sequence[ReasoningTree], options: EvaluateOptions) -> Said:
     """What a PRM says of whole paths, of how low they may be, after each latent, and of spoilt evidence."""
     scores, lower = _opinions(model, trees, options)
-    context, size = _context(options), options.pack_tokens
     spoilt: dict[str, Scores] = {}
     if options.rivals and len({tree.question for tree in trees}) > 1:
-        spoilt = dict(controls(model, trees, options.seed, context=context, pack_tokens=size))
-    return Said(scores, lower, step_scores(model, trees, context=context, pack_tokens=size), spoilt)
+        size = options.pack_tokens
+        spoilt = dict(controls(model, trees, options.seed, context=_context(options), pack_tokens=size))
+    fewer = None
+    if model.sees == "tree":
+        fewer = {k: _opinions(model, [first(tree, k) for tree in trees], options) for k in fewer_paths(trees)}
+    return Said(scores, lower, after_each_latent(model, trees, options), spoilt, fewer)
+
+
+def after_each_latent(model: QwenLatentPRM, trees: Sequence[ReasoningTree], options: EvaluateOptions) -> Steps:
+    """`truth.step_scores`, as the options want it."""
+    return step_scores(model, trees, context=_context(options), pack_tokens=options.pack_tokens)
 
 
 def _opinions(
@@ -110,25 +125,74 @@ def _context(options: EvaluateOptions) -> bool | None:
     return None if options.context is None else options.context == "question"
 
 
-def together(said: Sequence[Said], rivals: dict[str, Scores]) -> Scored:
-    """What all the PRMs and their rivals say."""
-    lower = [own.lower for own in said if own.lower is not None]
+def together(said: Sequence[Said], rivals: dict[str, Scores], ordinal: frozenset[str]) -> Scored:
+    """What all the PRMs and their rivals say. Raises ValueError where the PRMs differ in whom they see."""
+    if len({own.fewer is None for own in said}) > 1:
+        raise ValueError(
+            "Some of these PRMs score a path alone and some beside its siblings, so they share no table: "
+            "type a --checkpoint of one kind at a time."
+        )
     names = [name for name in said[0].controls if all(name in own.controls for own in said)]
-    return Scored(
-        prms=[own.scores for own in said],
-        lower=lower if len(lower) == len(said) else None,
+    fewer = [own.fewer for own in said if own.fewer is not None]
+    return replace(
+        _alike([(own.scores, own.lower) for own in said]),
         steps=[own.steps for own in said],
+        fewer={k: _alike([own[k] for own in fewer]) for k in fewer[0]} if fewer else None,
         rivals=rivals,
+        ordinal=ordinal,
         controls={name: [own.controls[name] for own in said] for name in names},
     )
 
 
-def rivals(trees: Sequence[ReasoningTree], options: EvaluateOptions) -> dict[str, Scores]:
-    """What the rivals say of the trees; those that learn, where there are questions for them to learn from."""
+def _alike(opinions: Sequence[tuple[Scores, Scores | None]]) -> Scored:
+    lower = [low for _, low in opinions if low is not None]
+    return Scored(prms=[scores for scores, _ in opinions], lower=lower if len(lower) == len(opinions) else None)
+
+
+def rivals(
+    trees: Sequence[ReasoningTree], options: EvaluateOptions, reasoner: Reasoner | None
+) -> tuple[dict[str, Scores], frozenset[str]]:
+    """What the rivals say of the trees, and which of them (all that need no training) only tell an order.
+
+    Those that learn take part where there are questions for them to learn from; ``surety`` where the ``reasoner`` of
+    the trees is there to read them.
+    """
     known = dict(RIVALS) if options.rivals else {}
+    if reasoner is not None:
+        known["surety"] = sure_thoughts(reasoner)
+    ordinal = frozenset(known)
     if options.rivals_on is not None:
         known |= fit_rivals(others(options.rivals_on, trees, options), options.seed)
-    return dict(score_all(trees, known))
+    return dict(score_all(trees, known)), ordinal
+
+
+# --- the built-in reasoner ------------------------------------------------------------------------------------------
+
+
+def thinker(folder: str) -> Reasoner | None:
+    """The built-in reasoner, whose latents can be read as numbers, where it alone grew the trees of a folder."""
+    if BUILTIN not in {model for model, _ in _growers(folder)}:
+        return None
+    reasoner = Reasoner.from_pretrained(BUILTIN, device="cpu", dtype="float32")
+    if not grown_by(reasoner, folder):
+        log.warning("%s was not grown by this built-in reasoner alone: its steps are not checked.", folder)
+        return None
+    return reasoner
+
+
+def grown_by(reasoner: Reasoner, folder: str | None) -> bool:
+    """Whether all shards of a folder say that their trees are of this reasoner, and of its weights."""
+    return folder is not None and _growers(folder) == {(reasoner.name, reasoner.digest())}
+
+
+def _growers(folder: str) -> set[tuple[Any, Any]]:
+    """Who grew the trees of a folder, as its shards say: model and weights."""
+    found = set()
+    for path in scan(folder)[0]:
+        with suppress(BadFile):  # it was refused before, or is left out
+            metadata = read_metadata(path)
+            found.add((metadata.get("model"), metadata.get("weights")))
+    return found
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------

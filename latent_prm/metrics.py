@@ -292,12 +292,12 @@ def gap_recovered(
     resampling without a way to go is passed over). None where the oracle is no better than the base.
     """
     rows = np.stack([method, oracle, *bases])
-    share = float(_gap(rows.mean(1)))
-    return None if np.isnan(share) else Interval.of(share, _gap(resampled_means(rows, num_bootstrap, seed)))
+    share = float(gap_share(rows.mean(1)))
+    return None if np.isnan(share) else Interval.of(share, gap_share(resampled_means(rows, num_bootstrap, seed)))
 
 
-def _gap(means: Float[np.ndarray, "*b M"]) -> Float[np.ndarray, "*b"]:
-    """From the means of method, oracle and bases; nan where there is no gap."""
+def gap_share(means: Float[np.ndarray, "*b M"]) -> Float[np.ndarray, "*b"]:
+    """The share of the gap that `gap_recovered` is about, from the means of method, oracle and bases; nan: no gap."""
     base = means[..., 2:].max(-1)
     room = means[..., 1] - base
     return np.where(room > _TIE, (means[..., 0] - base) / np.where(room > _TIE, room, 1.0), np.nan)

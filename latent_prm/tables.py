@@ -1,12 +1,12 @@
-"""An evaluation as text: tables that fit 80 to 100 columns, and what they say in words.
+"""An evaluation as text: tables that fit 100 columns, and what they say in words.
 
-This room hides how numbers are rounded and when one may say "beats". First comes what everybody wants to know, per task
-and for all together; what only some want stands below it, for all together.
+This room hides how numbers are rounded and when one may say "beats". First comes what everybody wants to know, for all
+questions together and then per task; what only some want stands below it, for all together. Nothing is said twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 
 from rich import box
@@ -18,6 +18,7 @@ from latent_prm.evaluation import Evaluation
 from latent_prm.metrics import CHOSEN, METHODS, MOST_SUBSETS, Interval, Method
 from latent_prm.plots import LABELS
 from latent_prm.predictions import Coverage
+from latent_prm.step_truth import PRM, StepTruth
 
 MAIN: tuple[Method, ...] = ("noise_free", "random", "vote", "best", "weighted_vote", "auto", "oracle")
 """The methods of the first table."""
@@ -30,16 +31,18 @@ VITAL = ("latents swapped", "noise only")
 
 
 def print_evaluation(evaluations: Evaluation | dict[str, Evaluation], console: Console | None = None) -> None:
-    """Print, per task and for all together: the methods' accuracy, the PRM's gains, and what is true in words; then, of
-    a single evaluation, the longer tables.
+    """Print, for all questions together and per task: the methods' accuracy, the PRM's gains, and what is true in
+    words; then, of a single evaluation, the longer tables.
 
     Several evaluations, by the name of their PRM, of the same paths share their tables.
     """
     console = console or Console(highlight=False, markup=False)
     if isinstance(evaluations, Evaluation):
-        evaluations = {"PRM": evaluations}
+        evaluations = {PRM: evaluations}
     first = next(iter(evaluations.values()))
-    for name in first.comparisons:
+    alone = len(evaluations) == 1
+    *tasks, whole = first.comparisons
+    for name in (whole, *tasks):
         by_prm = {prm: evaluation.comparisons[name] for prm, evaluation in evaluations.items()}
         console.print()
         console.print(_accuracy_table(by_prm, name, MAIN))
@@ -47,11 +50,15 @@ def print_evaluation(evaluations: Evaluation | dict[str, Evaluation], console: C
         console.print(_gain_table(by_prm))
         console.print()
         for prm, comparison in by_prm.items():
-            heading = [f"{prm}:"] if len(by_prm) > 1 else []
-            said = [*_about_scores(comparison), *_remarks(comparison), *verdict(comparison, prm)]
+            heading = [] if alone else [f"{prm}:"]
+            said = [*verdict(comparison, prm), *_about_scores(comparison)]
+            if not alone or name != whole:  # else the tables below say it
+                said += _about_probabilities(comparison)
             for line in (*heading, *said):
                 console.print(line)
-    if len(evaluations) == 1:
+        for line in _remarks(evaluations) if name == whole else ():
+            console.print(line)
+    if alone:
         _print_details(first, console)
     for line in _left_out(first):
         console.print(line)
@@ -67,18 +74,23 @@ def _left_out(evaluation: Evaluation) -> list[str]:
 def _print_details(evaluation: Evaluation, console: Console) -> None:
     """The longer tables, of all questions together."""
     comparison, name = evaluation.overall, list(evaluation.comparisons)[-1]
-    console.print(f"\n━━ In detail: {name} (each task's own: evaluation.json)")
-    tables = [
-        _accuracy_table({"PRM": comparison}, "every rule", [m for m in METHODS if m == "vote" or m in CHOSEN]),
-        *([_rival_table(comparison), _best_table(comparison)] if comparison.rivals else []),
+    where = " (each task's own: evaluation.json)" if len(evaluation.comparisons) > 1 else ""
+    console.print(f"\n━━ In detail: {name}{where}")
+    others: list[Method] = [method for method in METHODS if method in CHOSEN and method not in MAIN]
+    parts = [
+        _accuracy_table({PRM: comparison}, "other rules", others),
+        *([_rival_table(comparison)] if comparison.rivals else []),
         *([_step_table(comparison.steps)] if comparison.steps else []),
+        *([_truth_table(evaluation.step_truth)] if evaluation.step_truth else []),
+        *(f"{task}: {found.agreement}" for task, found in evaluation.step_truth.items()),
         _forecast_table(comparison, evaluation.calibrated_on),
         *([_error_table(comparison)] if any(each[0].answers > 1 for each in comparison.errors.values()) else []),
         *([_abstaining_table(comparison)] if comparison.abstaining else []),
     ]
-    for table in tables:
-        console.print()
-        console.print(table)
+    for part in parts:
+        if isinstance(part, Table):
+            console.print()
+        console.print(part)
     console.print()
 
 
@@ -86,8 +98,10 @@ def _print_details(evaluation: Evaluation, console: Console) -> None:
 
 
 def _table(title: str, first: str, columns: Iterable[str]) -> Table:
-    """A table that fits 80 columns where the numbers do."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    """A table that fits 100 columns where the numbers do."""
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True
+    )
     table.add_column(first)
     for column in columns:
         table.add_column(column, justify="right")
@@ -97,9 +111,9 @@ def _table(title: str, first: str, columns: Iterable[str]) -> Table:
 def _accuracy_table(by_prm: dict[str, Comparison], title: str, methods: Sequence[Method]) -> Table:
     first = next(iter(by_prm.values()))
     sizes = first.table_sizes
-    title = f"{title}: {first.num_questions} questions, answered right, % [95 % interval over questions]"
+    title = f"{title}: {first.num_questions} questions, % answered right [95 % interval]"
     if first.num_prms > 1:
-        title += f", mean of {first.num_prms} PRMs ± their standard deviation"
+        title += f", mean of {first.num_prms} PRMs ± standard deviation"
     table = _table(title, "chosen by", [f"N = {size}" for size in sizes])
     for method in methods:
         for prm, comparison in by_prm.items() if method in CHOSEN else [("", first)]:
@@ -128,15 +142,14 @@ def _gain_table(by_prm: dict[str, Comparison]) -> Table:
 
 
 def _rival_table(comparison: Comparison) -> Table:
-    """The vote by each rival and control, its AUROC, and the PRM's gains."""
-    title = f"rivals and controls on the same paths at N = {comparison.num_paths}, and what the PRM has over them"
-    table = _table(title, "scored by", ["vote, %", "PRM gains", "AUROC", "PRM gains"])
-    own = comparison.accuracy["weighted_vote"][comparison.num_paths]
-    table.add_row("the PRM", f"{100 * own.mean:.1f}", "", _mean(comparison.auroc), "")
+    """Each rival's and control's AUROC, and what the PRM has over it."""
+    title = f"rivals and controls on the same paths, N = {comparison.num_paths}, and what the PRM gains over each"
+    table = _table(title, "scored by", ["AUROC", "PRM's AUROC", "PRM's best, %", "PRM's vote, %"])
+    own = (comparison.accuracy[method][comparison.num_paths] for method in ("best", "weighted_vote"))
+    table.add_row("the PRM", _mean(comparison.auroc), "", *(f"{100 * right.mean:.1f}" for right in own))
     for name, rival in _in_sections(comparison, table):
-        gain = rival.gains.get("auroc")
-        shown = [f"{100 * rival.vote.mean:.1f}", _per_cent(rival.gains["vote"], "+"), _mean(rival.auroc)]
-        table.add_row(name, *shown, _area(gain, "+"))
+        chosen = (_per_cent(rival.gains[method], "+") for method in ("best", "vote"))
+        table.add_row(name, _mean(rival.auroc), _area(rival.gains.get("auroc"), "+"), *chosen)
     return table
 
 
@@ -150,32 +163,38 @@ def _in_sections(comparison: Comparison, table: Table) -> Iterator[tuple[str, Ri
         yield from own.items()
 
 
-def _best_table(comparison: Comparison) -> Table:
-    """The best path by each rival and control, and its AUROC's interval."""
-    title = f"best path by rivals and controls, of N = {comparison.num_paths}"
-    table = _table(title, "scored by", ["best, %", "PRM gains", "AUROC"])
-    for name, rival in _in_sections(comparison, table):
-        gain = _per_cent(rival.gains["best"], "+")
-        table.add_row(name, _per_cent(rival.best), gain, _area(rival.auroc))
-    return table
-
-
 def _step_table(steps: Sequence[Discrimination]) -> Table:
     columns = ["AUROC", "pairs in order, %", "pooled AUROC", "mixed questions"]
     table = _table("scores after each latent, within questions", "latent", columns)
     for t, step in enumerate(steps, 1):
         pairs = "none" if step.pairwise is None else _per_cent(step.pairwise)
-        pooled = "none" if step.pooled is None else f"{step.pooled:.3f}"
+        pooled = "none" if step.pooled is None else _three(step.pooled)
         table.add_row(str(t), _area(step.auroc), pairs, pooled, str(step.num_mixed))
+    return table
+
+
+def _truth_table(found: Mapping[str, StepTruth]) -> Table:
+    """How well step scores say where paths first go wrong, a column per task, and how the PRM's change there."""
+    apart = min(own.picked_on for own in found.values())
+    where = "questions apart" if apart else "the other half"
+    title = f"first wrong latent by step scores: F1, %, thresholds from {where}"
+    table = _table(title, "scored by", found)
+    each = list(found.values())
+    for name in each[0].f1:
+        table.add_row(f"the {name}" if name == PRM else name, *(_per_cent(own.f1[name]) for own in each))
+    table.add_section()
+    table.add_row("PRM over the best other", *(f"{own.best} {_per_cent(own.gain, '+')}" for own in each))
+    for label, about in (("PRM's change there", "at_error"), ("at right latents", "elsewhere")):
+        changes = (getattr(own.change, about) for own in each)
+        table.add_row(label, *("none" if change is None else f"{change:+.3f}" for change in changes))
     return table
 
 
 def _forecast_table(comparison: Comparison, calibrated_on: int | None) -> Table:
     """Brier and its parts before and after calibration; means over the PRMs."""
-    where = {None: "", 0: "; calibrated: each half of the questions on the other"}
-    title = "probabilities: Brier = reliability - resolution + uncertainty (+ a rest within bins)"
-    title += where.get(calibrated_on, f"; calibrated on {calibrated_on} questions apart")
-    columns = ["Brier", "reliability", "resolution", "uncertainty", "ECE", "skill"]
+    where = {None: "", 0: ", calibrated: each half of the questions on the other"}
+    title = "probabilities" + where.get(calibrated_on, f", calibrated on {calibrated_on} questions apart")
+    columns = ["Brier", "= reliability", "- resolution", "+ uncertainty", "ECE", "skill"]
     table = _table(title, "of", columns)
     for about, each in comparison.forecasts.items():
         figures = [
@@ -204,8 +223,7 @@ def _error_table(comparison: Comparison) -> Table:
 
 
 def _abstaining_table(comparison: Comparison) -> Table:
-    title = "answering only where the calibrated probability is high enough"
-    table = _table(title, "at least", ["answered, %", "of these right, %"])
+    table = _table("answering only where sure enough", "at least", ["answered, %", "of these right, %"])
     for point in comparison.abstaining:
         right = "none" if point.accuracy is None else f"{100 * point.accuracy:.1f}"
         table.add_row(f"{point.threshold:.2f}", f"{100 * point.coverage:.1f}", right)
@@ -229,32 +247,44 @@ def _per_cent(interval: Interval, sign: str = "", digits: int = 1) -> str:
 def _area(interval: Interval | None, sign: str = "") -> str:
     if interval is None:
         return "none"
-    return _shown(interval, lambda area: format(round(area, 3) + 0.0, f"{sign}.3f").replace("0.", ".", 1))
+    return _shown(interval, lambda area: _three(area, sign))
 
 
 def _shown(interval: Interval, rounded: Callable[[float], str]) -> str:
-    """``+ 0.0`` in both: never "-0.0"."""
     spread = "" if interval.spread is None else f" ±{rounded(interval.spread).lstrip('+')}"
     return f"{rounded(interval.mean)} [{rounded(interval.low)}, {rounded(interval.high)}]{spread}"
 
 
 def _mean(interval: Interval | None) -> str:
-    return "none" if interval is None else f"{interval.mean:.3f}"
+    return "none" if interval is None else _three(interval.mean)
+
+
+def _three(area: float, sign: str = "") -> str:
+    """``+ 0.0`` here and elsewhere: never "-0.0"."""
+    return format(round(area, 3) + 0.0, f"{sign}.3f").replace("0.", ".", 1)
 
 
 # --- words ----------------------------------------------------------------------------------------------------------
 
 
 def _about_scores(comparison: Comparison) -> list[str]:
-    """How well the predicted scores tell right from wrong paths, and how well they predict."""
+    """How well the predicted scores tell right from wrong paths."""
     told, lines = comparison.discrimination, []
     if told.auroc is None or told.pairwise is None:
         lines.append("AUROC within questions: none, for no question has both right and wrong paths")
     else:
-        lines.append(f"AUROC within questions: {_area(told.auroc)}, mean of the {told.num_mixed} mixed ones")
-        lines.append(f"Pairs of a right and a wrong path in order: {_per_cent(told.pairwise)} %")
+        pairs = f"pairs in order: {_per_cent(told.pairwise)} %"
+        lines.append(f"AUROC within questions: {_area(told.auroc)} ({told.num_mixed} mixed ones); {pairs}")
     if told.pooled is not None:
-        lines.append(f"AUROC pooled over all paths (mostly how hard questions are): {told.pooled:.3f}")
+        lines.append(f"AUROC pooled over all paths: {_three(told.pooled)} (mostly how hard questions are)")
+    if comparison.over_question is not None:
+        lines.append(f"Brier skill over a model that reads the question only: {comparison.over_question:+.3f}")
+    return lines
+
+
+def _about_probabilities(comparison: Comparison) -> list[str]:
+    """How good predicted probabilities are, of paths and of answers, before and after calibration."""
+    lines = []
     for about in ("paths", "answers"):
         before = "paths" if about == "paths" else "answers, by share"
         if found := comparison.forecasts.get(before):
@@ -265,28 +295,35 @@ def _about_scores(comparison: Comparison) -> list[str]:
                 brier, error = (fmean(getattr(own, n) for own in after) for n in ("brier", "calibration_error"))
                 line += f"; calibrated: {brier:.3f}, {error:.3f}"
             lines.append(line)
-    lines += [_about_abstaining(point) for point in comparison.abstaining if point.threshold == SURE]
-    if comparison.over_question is not None:
-        lines.append(f"Brier skill over a model that reads the question only: {comparison.over_question:+.3f}")
-    return lines
+    return [*lines, *(_about_abstaining(point) for point in comparison.abstaining if point.threshold == SURE)]
 
 
 def _about_abstaining(point: Coverage) -> str:
     right = "" if point.accuracy is None else f", {100 * point.accuracy:.1f} % of them right"
-    return f"Answering only where {SURE:.0%} sure: {100 * point.coverage:.1f} % of the questions{right}"
+    return f"Answering only where {100 * SURE:.0f} % sure: {100 * point.coverage:.1f} % of the questions{right}"
 
 
-def _remarks(comparison: Comparison) -> list[str]:
-    """What a reader of the tables has to know, if anything."""
-    lines = []
-    if comparison.rules:
-        lines.append(f"The auto rule, best on other questions: {', '.join(comparison.rules)}")
-    if any(size in comparison.sampled for size in comparison.table_sizes):
+def _remarks(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """What a reader of the tables of all questions together has to know, if anything."""
+    first, lines = next(iter(evaluations.values())).overall, []
+    for prm, evaluation in evaluations.items():
+        *tasks, _ = evaluation.comparisons
+        bad = [task for task in tasks if _worthless(evaluation.comparisons[task])]
+        if bad and not _worthless(evaluation.overall):
+            lines.append(f"Yet the {prm} is WORTHLESS in {' and '.join(bad)}: see there.")
+        if rules := evaluation.overall.rules:
+            lines.append(f"{_label('auto', prm)}: {' or '.join(rules)}, as other questions recommend")
+    if beside := [name for name, evaluation in evaluations.items() if evaluation.beside_siblings]:
+        lines.append(
+            f"The {' and the '.join(beside)} scores a path beside its siblings: with fewer than all paths, what it "
+            "chooses was measured on each question's first ones, scored without the others, not on all sets of paths."
+        )
+    if any(size in first.sampled for size in first.table_sizes):
         lines.append(f"Votes are over a sample of {MOST_SUBSETS} sets of paths where there are more.")
-    if "noise_free" not in comparison.accuracy:
+    if "noise_free" not in first.accuracy:
         lines.append("Some questions have no noise-free path, so there is no row for it.")
-    if comparison.num_scored > comparison.num_questions * comparison.num_paths:
-        lines.append(f"Some questions have more than {comparison.num_paths} paths: N stops at the fewest of any.")
+    if first.num_scored > first.num_questions * first.num_paths:
+        lines.append(f"Some questions have more than {first.num_paths} paths: N stops at the fewest of any.")
     return lines
 
 
@@ -298,8 +335,10 @@ def verdict(comparison: Comparison, prm: str = "PRM") -> list[str]:
     """
     sentences = []
     for method in GAINS[:2]:
-        against = comparison.differences[method]
-        said = [f"{_outcome(against[base])} the {LABELS[base]}" for base in _bases(comparison)]
+        against: dict[str, list[Method]] = {}
+        for base in _bases(comparison):
+            against.setdefault(_outcome(comparison.differences[method][base]), []).append(base)
+        said = (f"{how} {' and '.join(f'the {LABELS[base]}' for base in bases)}" for how, bases in against.items())
         sentences.append(f"With {comparison.num_paths} paths, {_label(method, prm)} {' and '.join(said)}.")
     return [*sentences, *_about_rivals(comparison), *_about_controls(comparison)]
 
@@ -317,14 +356,20 @@ def _about_rivals(comparison: Comparison) -> list[str]:
     level = [name for name, rival in rivals.items() if rival.gains["auroc"].low <= 0]
     if not level:
         return [f"It tells right from wrong paths measurably better than each of {len(rivals)} rivals."]
-    return [f"It does NOT tell right from wrong paths measurably better than: {', '.join(level)}."]
+    return [f"It does NOT tell right from wrong paths measurably better than: {'; '.join(level)}."]
+
+
+def _worthless(comparison: Comparison) -> list[str]:
+    """Which of the `VITAL` controls the PRM does not beat; none: it is worth something."""
+    controls = ((name, rival.gains.get("auroc")) for name, rival in comparison.rivals.items() if rival.control)
+    return [name for name, gain in controls if name in VITAL and gain is not None and gain.low <= 0]
 
 
 def _about_controls(comparison: Comparison) -> list[str]:
     """A PRM is worth nothing where it tells right from wrong no better without the paths' own thoughts."""
     controls = {name: rival for name, rival in comparison.rivals.items() if rival.control and rival.auroc}
     level = [name for name, rival in controls.items() if rival.gains["auroc"].low <= 0]
-    if fatal := [name for name in level if name in VITAL]:
+    if fatal := _worthless(comparison):
         said = (
             f"as far as {comparison.num_questions} questions can tell, it does no better than with {' or '.join(fatal)}"
         )

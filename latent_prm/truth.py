@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -281,7 +281,8 @@ def _tally(errors: Int[np.ndarray, " N"], claims: Int[np.ndarray, " N"]) -> Int[
 # --- what else there is to say --------------------------------------------------------------------------------------
 
 
-class Agreement(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Agreement:
     """How the two truths go together: of N paths that gave an answer, how many are sound to the end, and end right."""
 
     sound_right: int
@@ -290,16 +291,17 @@ class Agreement(NamedTuple):
     unsound_wrong: int
 
     def __str__(self) -> str:
-        paths, sounds = max(1, sum(self)), max(1, self.sound_right + self.sound_wrong)
-        others = max(1, self.unsound_right + self.unsound_wrong)
-        agree = (self.sound_right + self.unsound_wrong) / paths
+        sounds, others = self.sound_right + self.sound_wrong, self.unsound_right + self.unsound_wrong
+        agree = (self.sound_right + self.unsound_wrong) / max(1, sounds + others)
         return (
-            f"steps and outcome agree on {agree:.1%} of {sum(self)} paths: {self.sound_right / sounds:.1%} of the "
-            f"sound ones end right, and {self.unsound_right / others:.1%} of those with an error in a step"
+            f"steps and outcome agree on {100 * agree:.1f} % of {sounds + others} paths: "
+            f"{100 * self.sound_right / max(1, sounds):.1f} % of the sound ones end right, "
+            f"{100 * self.unsound_right / max(1, others):.1f} % of the others"
         )
 
 
-class Change(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Change:
     """The mean change of the step score from one latent to the next."""
 
     at_error: float | None

@@ -30,7 +30,7 @@ LAYERS = [
     {"shards", "packing", "metrics", "predictions", "probes"},
     {"pretrained", "feedback", "growth", "memory", "thought", "reasoner", "model", "plots"}
     | {"lessons", "losses", "optimizers", "tuning", "ranks", "sizing", "watching", "checkpoint", "feeding", "reading"}
-    | {"comparison", "confidence", "doubt", "rivals", "truth"},
+    | {"comparison", "confidence", "doubt", "rivals", "truth", "step_truth"},
     {"scorers"},
     {"steering"},
     {"cluster", "preview", "resuming", "evaluation"},

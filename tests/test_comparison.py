@@ -145,3 +145,16 @@ def test_scores_that_are_no_probabilities_become_ranks_within_the_question() -> 
     assert all(own is was for own, was in zip(as_probabilities(kept), kept, strict=True))
     found = as_probabilities([np.array([-7.0, 30.0, -7.0, 5.0]), np.array([0.5, 0.4])])
     assert [own.tolist() for own in found] == [[1.5 / 4, 1, 1.5 / 4, 3 / 4], [1, 1 / 2]]
+    assert [own.tolist() for own in as_probabilities(kept, ordinal=True)] == [[1 / 2, 1], [1]]
+
+
+def test_a_choice_among_fewer_paths_is_measured_on_scores_made_without_the_others() -> None:
+    pool = random_pool(questions=10, paths=6)
+    alone = random_pool(questions=10, paths=4, seed=4)
+    table = accuracy_table([pool], curve_sizes(6), seed=0, fewer={4: [alone]})
+    assert sorted(k for method, k in table if method == "best") == [1, 4, 6]
+    assert sorted(k for method, k in table if method == "vote") == [1, 2, 3, 4, 5, 6]
+    assert table["best", 4].tolist() == [expected_accuracies(alone, "best", 4).per_question.tolist()]
+    assert table["best", 6].tolist() == [expected_accuracies(pool, "best", 6).per_question.tolist()]
+    found = compare(pool, 50, table=table)
+    assert list(found.accuracy["weighted_vote"]) == found.table_sizes == [1, 4, 6]

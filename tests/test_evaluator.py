@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,27 @@ from rich.console import Console
 
 from latent_prm import confidence
 from latent_prm.comparison import Comparison, Discrimination
-from latent_prm.evaluation import FEW, Evaluation, Scored, _judges, evaluate, offered, pool_of
-from latent_prm.evaluator import main, others, print_evaluation, unseen, verdict
+from latent_prm.evaluation import (
+    FEW,
+    Evaluation,
+    Scored,
+    Scores,
+    _judges,
+    evaluate,
+    fewer_paths,
+    first,
+    offered,
+    pool_of,
+)
+from latent_prm.evaluator import listen, main, others, print_evaluation, thinker, together, unseen, verdict
 from latent_prm.grading import question_digest
 from latent_prm.metrics import Interval, expected_accuracies, pick
+from latent_prm.model import QwenLatentPRM
 from latent_prm.options import EvaluateOptions
 from latent_prm.predictions import Bin, Coverage
+from latent_prm.reasoner import Reasoner
 from latent_prm.shards import write_shard
+from latent_prm.tasks import load_task
 from latent_prm.tree import Answer, ReasoningTree
 from latent_prm.tree import Path as LatentPath
 
@@ -163,6 +178,53 @@ def test_rivals_controls_steps_and_lower_bounds_are_of_the_paths_that_are_chosen
     assert found.over_question == pytest.approx(1 - paths.brier / np.mean((0.4 - right) ** 2))
 
 
+def test_of_training_free_scores_only_the_order_counts() -> None:
+    trees = [grown("search", 0, noise_free=True, answers="2211")]
+    scores: Scores = [np.array([0, 0.1, 0.1, 0.2, 0.05])]
+    both = Scored(prms=[scores], rivals={"free": scores, "trained": scores}, ordinal=frozenset({"free"}))
+    found = evaluate(trees, both, num_bootstrap=9).overall.rivals
+    assert found["free"].best == found["trained"].best and found["free"].auroc == found["trained"].auroc
+    assert found["trained"].vote.mean == 1  # 0.25 against 0.2
+    assert found["free"].vote.mean == 0.5  # the places 4 and 1 against 2.5 and 2.5
+
+
+def test_the_first_paths_alone_are_a_tree_of_their_own() -> None:
+    tree = random_tree(3, branches=(3, 2), answers=2)
+    kept = first(tree, 3)
+    assert [path.parent for path in kept.paths] == [None, None, 0, 0, 1]
+    assert [kept.paths[i] for i in offered(kept)] != [] and len(offered(kept)) == 3
+    for place, i in zip(offered(kept), offered(tree), strict=False):
+        assert torch.equal(kept.chain_latents(place), tree.chain_latents(i))
+        assert kept.paths[place].answers == tree.paths[i].answers
+    assert first(tree, 6) is tree
+    few, many = (drawn(2, paths=paths, task=task)[0] for paths, task in ((4, "arithmetic"), (16, "search")))
+    assert fewer_paths(many) == [4] and fewer_paths([*few, *many]) == [4] and fewer_paths(few) == []
+    assert fewer_paths([*many, *drawn(2, paths=17)[0]]) == [4, 16] and fewer_paths([]) == []
+
+
+def test_a_prm_that_sees_siblings_is_measured_on_fewer_paths_without_the_others() -> None:
+    trees, scored = drawn(50, paths=6)
+    right = [np.array([float(path.answers[0].correct) for path in first(tree, 4).paths]) for tree in trees]
+    found = evaluate(trees, replace(scored, fewer={4: Scored(prms=[right])}), num_bootstrap=50)
+    assert found.beside_siblings
+    assert list(found.overall.accuracy["best"]) == list(found.overall.accuracy["auto"]) == [1, 4, 6]
+    at_four = np.mean([any(path.answers[0].correct for path in tree.paths[1:5]) for tree in trees])
+    assert found.overall.accuracy["best"][4].mean == pytest.approx(at_four)  # who sees so few sees the truth
+    plain = evaluate(trees, scored, num_bootstrap=50)
+    for k in (1, 6):  # of one path there is no choice
+        assert found.overall.accuracy["best"][k] == plain.overall.accuracy["best"][k]
+    assert found.overall.accuracy["vote"] == plain.overall.accuracy["vote"]
+    assert "scores a path beside its siblings" in printed(found) and "siblings" not in printed(plain)
+    few = evaluate(*few_paths(trees, scored, 4), num_bootstrap=50)
+    assert few.beside_siblings and list(few.overall.accuracy["best"]) == [1, 4]
+
+
+def few_paths(trees: list[ReasoningTree], scored: Scored, k: int) -> tuple[list[ReasoningTree], Scored]:
+    """Of every tree the noise-free path and k others, and what a PRM that sees siblings says of these."""
+    cut = [replace(tree, paths=tree.paths[: k + 1]) for tree in trees]
+    return cut, Scored(prms=[[own[: k + 1] for own in scored.prms[0]]], fewer={})
+
+
 def test_values_of_leaves_and_of_inner_paths_are_held_against_the_scores() -> None:
     trees = [random_tree(seed, branches=(3, 2), answers=4) for seed in range(6)]
     scores = [torch.full((len(tree.paths),), 0.25) for tree in trees]
@@ -205,11 +267,10 @@ def test_everything_there_is_to_print_fits_with_its_numbers_whole(width: int) ->
     assert all(len(line) <= width for line in text.splitlines())
     assert "…" not in text and "mean of 2 PRMs" in " ".join(text.split())
     for title in (
-        "every rule",
-        "PRM has over them",
-        "best path by rivals",
+        "other rules",
+        "the PRM gains",
         "scores after each latent",
-        "Brier =",
+        "= reliability",
         "answering only where",
     ):
         assert title in text
@@ -236,6 +297,17 @@ def test_a_prm_that_does_not_beat_its_controls_is_said_to_be_worthless() -> None
     assert "WORTHLESS" not in said and "no use of the latents' order" in said
     assert "beats every one of its 2 controls" in spoilt(latents_swapped=chance, question_swapped=chance)
     assert "control" not in spoilt()
+
+
+def test_where_a_prm_is_worthless_in_one_task_the_first_words_say_so() -> None:
+    (good, of_good), (bad, of_bad) = drawn(60, task="arithmetic"), drawn(20, seed=1)
+    chance = [np.full(len(tree.paths), 0.5) for tree in good]
+    controls: dict[str, Sequence[Scores]] = {"noise only": [[*chance, *of_bad.prms[0]]]}
+    found = evaluate(
+        [*good, *bad], Scored(prms=[[*of_good.prms[0], *of_bad.prms[0]]], controls=controls), num_bootstrap=100
+    )
+    assert "Yet the PRM is WORTHLESS in search: see there." in printed(found).split("In detail")[0]
+    assert "Yet" not in printed(evaluate(bad, replace(of_bad, controls={"noise only": of_bad.prms}), num_bootstrap=50))
 
 
 def test_rivals_that_are_not_beaten_are_named() -> None:
@@ -286,6 +358,47 @@ def test_the_stage_measures_calibrates_shows_and_saves(tmp_path: Path, capsys: p
     pictures = pytest.importorskip("matplotlib") and ("accuracy", "calibration", "coverage", "steps")
     for name in pictures:
         assert (tmp_path / "found" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_thoughts_of_the_built_in_reasoner_are_checked_step_by_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    reasoner = Reasoner.from_pretrained("builtin", device="cpu", dtype="float32")
+    task = load_task("search")
+    trees = reasoner.grow(task.questions("validation", 7, 24), task, reasoner.growth(num_paths=4))
+    (tmp_path / "data").mkdir()
+    write_shard(trees, tmp_path / "data", "some", {"model": "builtin", "weights": reasoner.digest()})
+    options = EvaluateOptions(
+        checkpoint=("builtin",), data_dir=str(tmp_path / "data"), output_dir=str(tmp_path), num_bootstrap=50
+    )
+    found = main(options)
+    assert list(found.step_truth) == ["search"] and found.step_truth["search"].num_questions == 24
+    assert "surety" in found.overall.rivals
+    said = capsys.readouterr().out
+    assert "first wrong latent" in said and "search: steps and outcome agree on" in said
+    saved = json.loads((tmp_path / "evaluation.json").read_text())["step_truth"]["search"]
+    assert saved["f1"]["PRM"]["mean"] == found.step_truth["search"].f1["PRM"].mean
+    assert sum(saved["agreement"].values()) == 24 * 4
+    write_shard([replace(trees[0], question_id="another")], tmp_path / "data", "more", {"model": "builtin"})
+    assert thinker(options.data_dir) is None and "not grown by this built-in reasoner alone" in caplog.text
+    assert thinker(str(tmp_path)) is None
+
+
+def test_a_prm_that_sees_siblings_is_asked_about_fewer_paths_too() -> None:
+    trees = [random_tree(seed, width=128, branches=(6,), latent_steps=(3, 3)) for seed in range(2)]
+    model, options = QwenLatentPRM.from_pretrained("builtin"), EvaluateOptions(checkpoint=("builtin",), data_dir="data")
+    alone = listen(model, trees, options)
+    assert alone.fewer is None
+    model.see("tree")
+    beside = listen(model, trees, options)
+    assert beside.fewer is not None and list(beside.fewer) == [4]
+    for k, (scores, lower) in beside.fewer.items():
+        expected = model.score_trees([first(tree, k) for tree in trees])
+        assert all(torch.equal(own, other) for own, other in zip(scores, expected, strict=True))
+        assert lower is not None and all(len(own) == k for own in lower)
+        assert not torch.allclose(scores[0][0], beside.scores[0][1])  # path 0 of the whole tree has no noise
+    with pytest.raises(ValueError, match="some beside its siblings"):
+        together([alone, beside], {}, frozenset())
 
 
 def test_questions_that_a_prm_or_the_measuring_has_seen_are_left_out(

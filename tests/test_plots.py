@@ -1,4 +1,4 @@
-"""plots.py: the picture of a run shows what its metrics.jsonl has, and nothing else. (The others: test_metrics.py.)"""
+"""plots.py: the pictures of runs and of noise show what they are given, and nothing else. (Others: test_evaluator)"""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from latent_prm import plots
+from latent_prm.metrics import Interval
+from latent_prm.plots import NoiseLine, NoisePanel
 
 pytest.importorskip("matplotlib", reason="matplotlib is the extra [plot]")
 
@@ -82,3 +84,30 @@ def test_the_line_is_the_mean_around_a_step_and_does_not_lag() -> None:
     assert middle[1:-1] == pytest.approx(values[1:-1])  # the mean of three in a row is the middle one
     assert middle[[0, -1]] == pytest.approx([0.5, 43.5])
     assert line.get_label() == "training, mean of 3 log lines"
+
+
+def test_a_picture_is_written_into_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    stats = [*steps(60, loss=1.0), {"step": 600, "val_loss": 0.1}]
+    plots.loss_curve(stats, tmp_path / "pictures" / "loss.png")
+    plots.loss_curve([], tmp_path / "empty.png")
+    for picture in ("pictures/loss.png", "empty.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("tasks", "rows"), [(1, 1), (3, 1), (5, 2)])
+def test_the_picture_of_noise_has_a_panel_per_task_and_marks_the_chosen_one(
+    tmp_path: Path, tasks: int, rows: int
+) -> None:
+    from matplotlib import image
+
+    lines: dict[NoiseLine, list[Interval]] = {"mixed": [Interval(0.2, 0.1, 0.3), Interval(0.6, 0.5, 0.7)]}
+    lines["random"] = [Interval(0.5, 0.4, 0.6), Interval(0.4, 0.3, 0.5)]
+    panel = NoisePanel("a task", Interval(0.5, 0.4, 0.6), lines, marked=0.4, said="chosen: 0.4")
+    plots.noise_curve([0.1, 0.4], [panel] * tasks, tmp_path / "reports" / "noise.png")
+    pixels = 255 * image.imread(tmp_path / "reports" / "noise.png")[..., :3]
+    red = (abs(pixels - (0xD5, 0x5E, 0)).max(2) < 2).sum(0)  # per column of pixels
+    marks = np.flatnonzero(red > 0.25 * pixels.shape[0])
+    assert (np.diff(marks) > 5).sum() + 1 == min(tasks, 3)  # a vertical line in each panel
+    blue = (abs(pixels - (0, 0x72, 0xB2)).max(2) < 2).sum()
+    assert blue > 100 * tasks
+    assert (pixels.shape[0] > 900) == (rows > 1)

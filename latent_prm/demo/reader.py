@@ -40,6 +40,8 @@ from latent_prm.demo.recipe import (
 
 FACTS = 16
 """Questions of an update that go on teaching facts when the reasoner's thoughts are followed."""
+CHECKED = 24
+"""Search questions of an update to which many answers are made up."""
 OUT_OF_THE_BLUE = 0.15
 """Share of strays in half of the answers that are made up; the other half is right."""
 
@@ -59,11 +61,13 @@ class ReaderRecipe:
     terms: tuple[Term, ...] = (
         Term(imagined=450, questions=64, paths=8, noise=0.3, learning_rate=0.02, warmup=30, fall=3.0, seed=9),
         Term(own=1500, questions=72, paths=2, noise=0.4, learning_rate=0.015, warmup=30, fall=1.7, seed=10),
-        Term(own=700, questions=96, paths=2, noise=0.3, learning_rate=0.015, warmup=30, fall=1.7, seed=11),
+        Term(own=480, questions=96, paths=2, noise=0.3, learning_rate=0.015, warmup=30, fall=1.4, seed=11),
     )
-    """Facts, then thoughts and answers, then mostly those of stories, which take longest."""
-    stories: tuple[tuple[int, int], ...] = ((1, 2), (1, 2), (5, 6))
+    """Facts, then thoughts and answers, then these again, and many answers to one question beside them."""
+    stories: tuple[tuple[int, int], ...] = ((1, 2), (1, 2), (2, 3))
     """Of the questions of each term, how many of how many are stories."""
+    answers: tuple[int, ...] = (0, 0, 16)
+    """Answers, made up without a thought, to each of some search questions of an update."""
 
 
 def deepen(reasoner: Qwen3ForCausalLM, more: int) -> Qwen3ForCausalLM:
@@ -138,6 +142,7 @@ def teach(
     tokenizer: PreTrainedTokenizerFast,
     term: Term,
     stories: tuple[int, int],
+    answers: int,
     name: str,
 ) -> dict[str, float]:
     """One term; returns what `follow` says of its last tenth, on average."""
@@ -155,6 +160,10 @@ def teach(
             loss, found = follow(reasoner, reader, verdict, lesson, term, generator)
             few = lesson.part(FACTS)
             loss = loss + 0.3 * facts(reasoner, reader, few, Term(**{**vars(term), "paths": 8}), generator)
+            if answers:
+                searches = Lesson.of(draw_problems(rng, CHECKED, 0, 1), tokenizer, Recipe().latent_steps)
+                more, told = check(reader, verdict, searches, answers, generator)
+                loss, found = loss + more, {**found, "checked": told}
         descend(loss, reader, optimizers, schedules)
         said.append({"loss": loss.item(), **found})
         if update % 50 == 49:
@@ -199,7 +208,7 @@ def follow(
     answers, right, filled = write_answers(lesson, thought, made_up, generator)
     paths = torch.cat([latents, reader.model.embed_tokens(answers.clamp_min(0))], 2)
     seen: list[Tensor] = []
-    
+
     def look(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         seen.append(output)
 
@@ -221,6 +230,50 @@ def follow(
     return missed(before, true).mean() + 0.5 * soundness + checking, told
 
 
+def check(
+    reader: Qwen3ForCausalLM, verdict: nn.Linear, lesson: Lesson, answers: int, generator: torch.Generator
+) -> tuple[Float[Tensor, ""], float]:
+    """The loss on so many answers to each search question, which stand where they would behind a thought; and the share
+    that is told rightly.
+    """
+    numbers = near_misses(lesson, answers, generator)
+    T = numbers.shape[2]
+    right, filled = judge(lesson, numbers), (torch.arange(T) < lesson.count[:, None, None]).expand_as(numbers)
+    seen: list[Tensor] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        seen.append(output)
+
+    keep = reader.model.norm.register_forward_hook(look)
+    read_on(reader, lesson, reader.model.embed_tokens(numbers), gap=T)
+    keep.remove()
+    logits = verdict(seen[0][:, -answers * T :]).view(len(numbers), answers, T)
+    loss = F.binary_cross_entropy_with_logits(logits[filled], right[filled].float())
+    return loss, ((logits > 0) == right)[filled].float().mean().item()
+
+
+def near_misses(lesson: Lesson, answers: int, generator: torch.Generator) -> Int[Tensor, "B K T"]:
+    """Ways through a search of which about a third leads to the goal: others take a move that is legal but hopeless, or
+    write down a number beside the true one.
+    """
+    B, T = len(lesson.count), lesson.onward.shape[1]
+    shape, row = (B, answers), torch.arange(B)[:, None]
+    careless = 0.5 * (torch.rand(shape, generator=generator) < 0.6)  # of the others, no step goes wrong
+    value, ways = lesson.start[:, None].expand(shape), []
+    for t in range(T):
+        options = lesson.onward[row, t, value]
+        legal = F.one_hot(options.clamp_min(0) + 1, NUMBERS + 1).mul((options >= 0)[..., None]).any(-2)[..., 1:]
+        hopeful = lesson.allowed(torch.full(shape, t), value)
+        wild = (torch.rand(shape, generator=generator) < careless) & legal.any(-1)
+        chances = torch.where(wild[..., None], legal, hopeful) * torch.rand(*shape, NUMBERS, generator=generator)
+        value = chances.argmax(-1)
+        slip = torch.tensor([-10, -2, -1, 1, 2, 10])[torch.randint(6, shape, generator=generator)]
+        slips = (torch.rand(shape, generator=generator) < 0.3 * careless) & (t < lesson.count[:, None])
+        value = torch.where(slips, (value + slip).clamp(0, NUMBERS - 1), value)
+        ways.append(value)
+    return torch.stack(ways, 2)
+
+
 def main(recipe: ReaderRecipe) -> None:
     """Make the reader and write its folder."""
     torch.set_num_threads(recipe.threads)
@@ -229,8 +282,8 @@ def main(recipe: ReaderRecipe) -> None:
     reasoner = Qwen3ForCausalLM.from_pretrained(reasoner_folder(), dtype=torch.float32).requires_grad_(False)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(reasoner_folder())
     reader = deepen(reasoner, recipe.more_layers)
-    for number, (term, stories) in enumerate(zip(recipe.terms, recipe.stories, strict=True), 1):
-        told = teach(reasoner, reader, tokenizer, term, stories, f"term {number} of {len(recipe.terms)}")
+    for number, course in enumerate(zip(recipe.terms, recipe.stories, recipe.answers, strict=True), 1):
+        told = teach(reasoner, reader, tokenizer, *course, f"term {number} of {len(recipe.terms)}")
         print(f"Term {number} ended with " + ", ".join(f"{key} {value:.3f}" for key, value in told.items()))
         reader.save_pretrained(recipe.output_dir)
         tokenizer.save_pretrained(recipe.output_dir)

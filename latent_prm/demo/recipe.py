@@ -248,16 +248,17 @@ def draw_problems(
 
 
 def read_on(
-    model: Qwen3ForCausalLM, lesson: Lesson, paths: Float[Tensor, "B K L D"], alone: int = 0
+    model: Qwen3ForCausalLM, lesson: Lesson, paths: Float[Tensor, "B K L D"], alone: int = 0, gap: int = 0
 ) -> tuple[Float[Tensor, "B V"], Float[Tensor, "B K L V"]]:
     """Logits after each question and after every input of its K paths, which see the question and themselves only.
 
     Of the first ``alone`` paths, an input does not even see the path's earlier ones: every step is a lesson of its own.
+    The paths begin ``gap`` places behind the question.
     """
     B, K, L, D = paths.shape
     S = lesson.ids.shape[1]
     place = (lesson.real.cumsum(1) - 1).clamp_min(0)
-    steps = (place[:, -1:] + 1 + torch.arange(L)).repeat(1, K)
+    steps = (place[:, -1:] + 1 + gap + torch.arange(L)).repeat(1, K)
     mask = torch.eye(S + K * L, dtype=torch.bool).repeat(B, 1, 1)
     mask[:, :S, :S] |= lesson.real[:, None] & torch.ones(S, S, dtype=torch.bool).tril()
     mask[:, S:, :S] = lesson.real[:, None]
