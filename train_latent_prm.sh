@@ -28,7 +28,7 @@ MAX_SEQ_LENGTH=512                 # latents of a chain that are read
 USE_PRM_SCORE=true                 # false: learn the label-free score
 LOSS="mse"                         # mse, bce, listwise, pairwise, order, or a sum as "bce+0.5*listwise"
 SUPERVISE="paths"                  # a path's target at its last latent; steps: at every latent
-READS="fed"                        # of a path: fed, hidden, tip, answer, with commas
+READS="fed,answer"                 # of a path: fed, hidden, tip, answer, with commas
 SEES="chain"                       # tree: a path is judged beside its siblings
 
 # Logging and saving

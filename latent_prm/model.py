@@ -56,13 +56,14 @@ class QwenLatentPRM(nn.Module):
 
     ``model_path`` is a Hugging Face decoder (folder or hub name, Qwen3-0.6B as a rule, or ``"builtin"``); its
     parameters are float32. ``latent_dim`` is the reasoner's width D; where it differs from the backbone's H, a
-    projection stands in front. Width, pooling and second head travel in the state dict, so that ``load_state_dict``
-    alone restores them; ``max_seq_length``, ``context``, ``reads`` and ``sees`` travel in a checkpoint's config.json.
+    projection stands in front. Width, pooling, second head and what is read travel in the state dict, so
+    that ``load_state_dict`` alone restores them; ``max_seq_length`` and ``context`` travel in its config.json.
     Whatever the parameters are in, latents are projected, and heads computed, with float32 numbers.
     """
 
     pooling_code: Tensor
     latent_width: Tensor
+    reading_code: Tensor
 
     def __init__(
         self,
@@ -106,6 +107,7 @@ class QwenLatentPRM(nn.Module):
         # What the two travel as; to look there while computing would make a GPU wait.
         self.register_buffer("pooling_code", torch.tensor(POOLINGS.index(pooling_strategy)))
         self.register_buffer("latent_width", torch.tensor(self.hidden_size))
+        self.register_buffer("reading_code", torch.tensor(_code(self.reads, self.sees)))
         self.projection: nn.Linear | None = None
         streams = len({"fed", "hidden"} & set(self.reads))
         self._set_width((latent_dim or self.hidden_size) * streams, streams)
@@ -160,14 +162,19 @@ class QwenLatentPRM(nn.Module):
                 "Type --sees chain."
             )
         self.sees = whom
+        self.reading_code.fill_(_code(self.reads, self.sees))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As in torch; pooling, projection and second head come with the weights, or go where these have none."""
         if "latent_width" in state_dict:  # else it is a part of one, which says nothing of what it has not
             self._set_width(int(state_dict["latent_width"]))
             self._set_second_head("correctness_head.weight" in state_dict)
+            state_dict = {"reading_code": torch.tensor(_code(("fed",), "chain")), **state_dict}  # the first had none
         found = super().load_state_dict(state_dict, strict=strict, assign=assign)
         self.pooling = POOLINGS[int(self.pooling_code)]
+        code = int(self.reading_code)
+        self.reads = tuple(part for bit, part in enumerate(READABLE) if code >> bit & 1)
+        self.see("tree" if code >> len(READABLE) & 1 else "chain")
         return found
 
     @classmethod
@@ -201,7 +208,6 @@ class QwenLatentPRM(nn.Module):
         except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise files.BadFile(f"{folder} is not a whole checkpoint: {error}") from error
         model.context = own.get("context", model.context)
-        model.see(own.get("sees", model.sees))
         return model.to(device).eval()
 
     def save_description(self, folder: Path) -> None:
@@ -435,6 +441,12 @@ class QwenLatentPRM(nn.Module):
                 "%s cannot share a tree's latents exactly: its paths are scored one by one, which is slower", kind
             )
         return exact
+
+
+def _code(reads: Sequence[str], sees: str) -> int:
+    """A bit for each part that is read, and one for seeing the tree."""
+    bits = [part in reads for part in READABLE] + [sees == "tree"]
+    return sum(1 << bit for bit, on in enumerate(bits) if on)
 
 
 def _described(own: dict[str, Any]) -> bool:

@@ -294,7 +294,7 @@ class TrainOptions:
     """What the model reads before the latents: the question's text, or nothing."""
     context_dropout: float = 0.1
     """Share of questions read without their text while training, so that scoring works without it too."""
-    reads: str = "fed"
+    reads: str = "fed,answer"
     """What the model reads of a path, with commas: fed, the latents as the reasoner got them; hidden, what it meant
     before noise (collect --keep_hidden); tip, the state after the last latent; answer, what was decoded from it."""
     sees: Sees = "chain"

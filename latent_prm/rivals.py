@@ -134,9 +134,8 @@ def _consistency(tree: ReasoningTree) -> Float[np.ndarray, " P"]:
 
 # --- controls -------------------------------------------------------------------------------------------------------
 
-CONTROLS = ("latents swapped", "question swapped", "order shuffled", "noise only")
-"""What is spoilt. Answers are left as they are, for a PRM that reads them: a control spoils thoughts, not what was said
-of them."""
+CONTROLS = ("latents swapped", "question swapped", "order shuffled", "noise only", "answers swapped", "all swapped")
+"""What is spoilt; the last two for a PRM that reads answers."""
 
 
 def controls(
@@ -154,6 +153,9 @@ def controls(
       what latents tell without anything to check them against. Missing where the PRM reads no question.
     - order shuffled (`out_of_order`): a chain's latents in another order. A PRM that is as good has read a bag.
     - noise only (`drowned`): latents of the same size, and nothing else.
+    - answers swapped (`with_foreign_answers`): a path's own latents, and the answer of another question's path.
+    - all swapped: latents and answer of another question's path. The last two only where the PRM reads answers; the
+      others leave answers as they are.
 
     ``context`` and ``pack_tokens`` as `QwenLatentPRM.score_trees` takes them.
     Raises ValueError when there is but one question.
@@ -166,6 +168,9 @@ def controls(
     }
     if not (model.context == "question" if context is None else context):
         del spoilt["question swapped"]
+    if "answer" in model.reads:
+        spoilt["answers swapped"] = with_foreign_answers(trees, trees, seed)
+        spoilt["all swapped"] = with_foreign_answers(spoilt["latents swapped"], trees, seed)
     return {
         name: [score.double().numpy() for score in model.score_trees(those, context=context, pack_tokens=pack_tokens)]
         for name, those in spoilt.items()
@@ -182,6 +187,20 @@ def with_foreign_latents(trees: Sequence[ReasoningTree], seed: int) -> list[Reas
     for tree, other in zip(trees, _others(trees, seed), strict=True):
         lenders = [other.paths[i % len(other.paths)] for i in range(len(tree.paths))]
         swapped.append(replace(tree, paths=[_thinking(*pair) for pair in zip(tree.paths, lenders, strict=True)]))
+    return swapped
+
+
+def with_foreign_answers(
+    trees: Sequence[ReasoningTree], lenders: Sequence[ReasoningTree], seed: int
+) -> list[ReasoningTree]:
+    """Every path that answered with the answers of a path of another question's tree, chosen as in `_others`."""
+    swapped: list[ReasoningTree] = []
+    for tree, other in zip(trees, _others(lenders, seed), strict=True):
+        said = [path.answers for path in other.paths if path.answers] or [[]]
+        paths = [
+            replace(path, answers=said[i % len(said)] if path.answers else []) for i, path in enumerate(tree.paths)
+        ]
+        swapped.append(replace(tree, paths=paths))
     return swapped
 
 

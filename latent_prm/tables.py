@@ -28,6 +28,8 @@ SURE = 0.8
 """The threshold that is spoken of."""
 VITAL = ("latents swapped", "noise only")
 """The controls without the paths' own thoughts: who is no better than these has learnt nothing from them."""
+ALL_SWAPPED = "all swapped"
+"""The control that is vital instead for a PRM that reads answers."""
 
 
 def print_evaluation(evaluations: Evaluation | dict[str, Evaluation], console: Console | None = None) -> None:
@@ -361,8 +363,9 @@ def _about_rivals(comparison: Comparison) -> list[str]:
 
 def _worthless(comparison: Comparison) -> list[str]:
     """Which of the `VITAL` controls the PRM does not beat; none: it is worth something."""
-    controls = ((name, rival.gains.get("auroc")) for name, rival in comparison.rivals.items() if rival.control)
-    return [name for name, gain in controls if name in VITAL and gain is not None and gain.low <= 0]
+    controls = {name: rival.gains.get("auroc") for name, rival in comparison.rivals.items() if rival.control}
+    vital = [ALL_SWAPPED] if ALL_SWAPPED in controls else VITAL
+    return [name for name in vital if (gain := controls.get(name)) is not None and gain.low <= 0]
 
 
 def _about_controls(comparison: Comparison) -> list[str]:
@@ -383,6 +386,10 @@ def _about_controls(comparison: Comparison) -> list[str]:
     means = {
         "question swapped": "it makes no use of the question",
         "order shuffled": "it makes no use of the latents' order",
+        "answers swapped": "it makes no use of the answer",
+        "latents swapped": "it makes no use of the latents beside the answer",
+        "noise only": "it does as well with noise for latents",
     }
     said = "; ".join(means.get(name, f"it does as well with {name}") for name in level)
-    return [f"It needs the paths' latents, but {said} (controls that it does not beat: {', '.join(level)})."]
+    needs = "paths" if ALL_SWAPPED in controls else "paths' latents"
+    return [f"It needs the {needs}, but {said} (controls that it does not beat: {', '.join(level)})."]

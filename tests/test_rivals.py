@@ -23,6 +23,7 @@ from latent_prm.rivals import (
     oracle,
     out_of_order,
     score_all,
+    with_foreign_answers,
     with_foreign_latents,
     with_foreign_questions,
 )
@@ -316,10 +317,29 @@ def prm(tiny_lm: Folder) -> QwenLatentPRM:
     return QwenLatentPRM(model_path=str(tiny_lm)).eval()
 
 
+def test_a_prm_that_reads_answers_is_given_foreign_ones_too(tiny_lm: Folder) -> None:
+    torch.manual_seed(0)
+    reader = QwenLatentPRM(model_path=str(tiny_lm), reads=("fed", "answer")).eval()
+    trees = [
+        tree(*(replace(path((n, i)), answers=[Answer(text=v, value=v, correct=False)]) for i, v in enumerate(said)))
+        for n, said in enumerate((["3", "4"], ["5", "6"]))
+    ]
+    trees = [replace(one, question=f"What is {n} ?", question_id=str(n)) for n, one in enumerate(trees)]
+    swapped = with_foreign_answers(trees, trees, seed=0)
+    assert [[p.answers[0].value for p in one.paths] for one in swapped] == [["5", "6"], ["3", "4"]]
+    assert all(torch.equal(a.paths[0].latents, b.paths[0].latents) for a, b in zip(swapped, trees, strict=True))
+    wide = [replace(one, paths=[replace(p, latents=torch.randn(2, 16), tip=None) for p in one.paths]) for one in trees]
+    found = controls(reader, wide, seed=0)
+    assert tuple(found) == CONTROLS
+    both = with_foreign_answers(with_foreign_latents(wide, 0), wide, 0)
+    for scores, again in zip(found["all swapped"], reader.score_trees(both), strict=True):
+        np.testing.assert_allclose(scores, again.numpy(), atol=1e-6)
+
+
 def test_controls_are_the_models_own_scores_of_spoilt_trees(prm: QwenLatentPRM) -> None:
     trees = pool()
     found = controls(prm, trees, seed=5)
-    assert tuple(found) == CONTROLS
+    assert tuple(found) == CONTROLS[:4]
     spoilt: dict[str, Callable] = {
         "latents swapped": with_foreign_latents,
         "question swapped": with_foreign_questions,

@@ -351,12 +351,13 @@ def test_columns_are_those_of_the_data(tiny_lm: Path, tmp_path: Path, make_tree:
     # 15 words of a question; 3 paths and 6 below them, of 4 latents each; the noise-free one is not learned from.
     trees = [make_tree(seed, width=12, latent_steps=(4, 4)) for seed in range(2)]
     write_shard(trees, tmp_path, "a", {})
-    options = TrainOptions(model_path=str(tiny_lm), data_dir=str(tmp_path))
+    options = TrainOptions(model_path=str(tiny_lm), data_dir=str(tmp_path), reads="fed")
     found = read(options)
     words = len(QwenLatentPRM(tiny_lm).read_questions([trees[0].question])[0])
     assert (found.widest, found.latent_dim) == (words + 9 * 4, 12)
     assert found.per_path == found.widest / 9
     assert found.load(options).columns == -(-16 * found.widest // 9)
+    assert read(replace(options, reads="fed,tip,answer")).widest == found.widest + 6 * 2  # leaves: a tip, a number
 
 
 def test_a_damaged_shard_is_an_error_unless_it_is_to_be_skipped(

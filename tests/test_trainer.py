@@ -128,7 +128,7 @@ def test_mse_is_to_the_bit_what_it_always_was(
         targets = torch.tensor([self.trees[i].paths[p].prm_score for i, p in rows])
         return (logits.value.float().sigmoid() - targets[at]).square().mean() * (len(at) / len(rows))
 
-    small = {"num_epochs": 2, "pack_tokens": 40, "learning_rate": 1e-3}
+    small = {"num_epochs": 2, "pack_tokens": 40, "learning_rate": 1e-3, "reads": "fed"}
     now = digest(train(trees, "now", **small) / "final")
     monkeypatch.setattr(feeding.StepLoss, "prepare", lambda self, batch: Held(torch.empty(0), {"batch": batch}))
     monkeypatch.setattr(feeding.StepLoss, "share", old)
@@ -153,7 +153,7 @@ def test_a_step_depends_on_the_product_of_batch_and_accumulation_only(train: Tra
 def test_the_mean_loss_of_an_epoch_does_not_depend_on_the_size_of_a_step(
     train: Train, trees: list[ReasoningTree], tiny_lm: Path
 ) -> None:
-    still = {"learning_rate": 0.0, "dropout_prob": 0.0, "context_dropout": 0.0, "val_size": 0}
+    still = {"learning_rate": 0.0, "dropout_prob": 0.0, "context_dropout": 0.0, "val_size": 0, "reads": "fed"}
     sizes = [(1, 6), (4, 4), (7, 1), (9, 9)]  # 1, 2, 1 and 13 questions to a step: some of the last steps are smaller
     runs = [
         train(trees, f"{b}x{a}", batch_size=b, gradient_accumulation_steps=a, num_epochs=2, **still) for b, a in sizes

@@ -56,6 +56,8 @@ def main(options: DemoOptions) -> None:
             batch_size=64,
             learning_rate=3e-4,
             pooling_strategy="last",
+            loss="bce+0.5*listwise",
+            supervise="steps",
             mixed_precision=False,
             save_steps=1000,
             logging_steps=10,
