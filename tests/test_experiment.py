@@ -145,8 +145,14 @@ def test_a_killed_training_goes_on_and_becomes_the_one_that_never_stopped(
         return real(run, work)
 
     monkeypatch.setattr(trainer, "optimizer_step", struck)
-    with pytest.raises(KeyboardInterrupt):
-        main(ExperimentOptions(path=path, output_dir="cut"))
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # where tests run in the background, it is ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main(ExperimentOptions(path=path, output_dir="cut"))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not Path("cut/tiny/results.md").exists()
     main(ExperimentOptions(path=path, output_dir="cut"))
     assert steps == [0, 1, 2, 3, 4, 5]

@@ -47,13 +47,26 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def test_it_shows_the_vote_and_says_that_nobody_has_calibrated_it(solve):
+@pytest.fixture(scope="module")
+def uncalibrated(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The built-in PRM without its calibration."""
+    folder = tmp_path_factory.mktemp("bare") / "best"
+    shutil.copytree(prm_folder(), folder, ignore=shutil.ignore_patterns(calibrations.FILE))
+    return str(folder)
+
+
+def test_the_built_in_prm_is_calibrated(solve):
     out = solve()
+    assert "not calibrated" not in out and "Chosen by logit_vote was right in" in out
+
+
+def test_it_shows_the_vote_and_says_that_nobody_has_calibrated_it(solve, uncalibrated):
+    out = solve("--checkpoint", uncalibrated)
     assert "PRM weight" in out and "The noise-free path answers: " in out
     assert re.search(r"^I think \d+, right with probability 0\.\d\d$", out, re.MULTILINE)
     remark = out.splitlines()[-1]
     assert remark.startswith(
-        "This probability is not calibrated. Calibrate it: latent-prm evaluate --checkpoint builtin"
+        f"This probability is not calibrated. Calibrate it: latent-prm evaluate --checkpoint {uncalibrated}"
     )
     assert "--calibrate_on" in remark
 
@@ -72,8 +85,9 @@ def test_it_does_not_know_where_the_probability_is_too_low(solve, calibrated):
     assert "I think" in solve("--checkpoint", calibrated, "--abstain", "0.001")
 
 
-def test_abstaining_takes_a_calibration(solve, calibrated):
-    assert "Calibrate it first: latent-prm evaluate --checkpoint builtin" in solve("--abstain", "0.5", code=1)
+def test_abstaining_takes_a_calibration(solve, calibrated, uncalibrated):
+    bare = ("--checkpoint", uncalibrated, "--abstain", "0.5")
+    assert f"Calibrate it first: latent-prm evaluate --checkpoint {uncalibrated}" in solve(*bare, code=1)
     options = ("--checkpoint", calibrated, "--abstain", "0.5", "--select", "conservative")
     assert "no calibrated probability for answers chosen by conservative" in solve(*options, code=1)
 

@@ -294,7 +294,7 @@ def test_an_adapter_holds_what_does_not_come_again_from_the_backbone(tiny_lm: Pa
     model = build(tiny_lm, width=6, second=True)
     state = adapter_state(model)
     assert state is not None
-    assert state.keys() == learning(model) | {"pooling_code", "latent_width"}
+    assert state.keys() == learning(model) | {"pooling_code", "latent_width", "reading_code"}
 
 
 def test_an_adapter_brings_its_projection_and_its_second_head_along(tiny_lm: Path, make_tree: Trees) -> None:
@@ -319,7 +319,7 @@ def test_an_adapter_of_another_model_is_refused(tiny_lm: Path) -> None:
         load_adapter(build(tiny_lm, lora_rank=4), less)
     with pytest.raises(ValueError, match=r"only one of the two has backbone\.norm\.weight\."):
         load_adapter(build(tiny_lm, lora_rank=4), state | base)
-    with pytest.raises(ValueError, match=r"only one of the two has backbone\.layers\.0.* and 28 more\."):
+    with pytest.raises(ValueError, match=r"only one of the two has backbone\.layers\.0.* and 29 more\."):
         load_adapter(build(tiny_lm, "head"), state)
 
 
