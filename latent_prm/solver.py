@@ -1,6 +1,6 @@
 """One question → one answer: grow paths (steered, if wished), score them, choose, and say how sure that is.
 
-latent-prm solve "Ann has 12 apples. On Monday she buys 5. How many apples does Ann have?"
+latent-prm solve "Ann has 12 apples. On Monday she buys 5. On Tuesday she gives away 3. How many apples does Ann have?"
 """
 
 from __future__ import annotations
