@@ -87,6 +87,11 @@ class _Worker:
     """What it has been told to do, in the order in which it does it, each with Ray's promise; None: to load."""
     loaded: bool = False
 
+    @property
+    def suspects(self) -> bool:
+        """Whether it does what a worker has ended over. It is given nothing else, so that nothing else is blamed."""
+        return any(job.deaths for job, _ in self.queue if job)
+
 
 class RayEngine:
     """Grows batches on Ray workers, each with a reasoner and task of its own; a context manager, or call ``close``.
@@ -161,7 +166,7 @@ class RayEngine:
         more = True
         try:
             while more or given < taken:
-                while worker := self._free_worker():
+                while worker := self._free_worker(alone=bool(again)):
                     if not again and more and taken - given < AHEAD * len(self._workers):
                         again.extend(found := list(islice(coming, 1)))
                         more, taken = bool(found), taken + len(found)
@@ -185,8 +190,11 @@ class RayEngine:
         actor = self._ray.remote(_Actor).options(**self._needs, runtime_env={"env_vars": env}).remote()
         return _Worker(actor, deque([(None, actor.load.remote(*self.told))]))
 
-    def _free_worker(self) -> _Worker | None:
-        free = (worker for worker in self._workers if worker.loaded and len(worker.queue) < QUEUE)
+    def _free_worker(self, alone: bool) -> _Worker | None:
+        most = 1 if alone else QUEUE
+        free = (
+            worker for worker in self._workers if worker.loaded and not worker.suspects and len(worker.queue) < most
+        )
         return min(free, key=lambda worker: len(worker.queue), default=None)
 
     def _wait(self, done: dict[int, Grown], again: deque[_Job]) -> None:
@@ -227,17 +235,17 @@ class RayEngine:
         reason = shorten((str(error).strip().splitlines() or [type(error).__name__])[-1], 200)
         with suppress(Exception):  # it may only be out of reach, and would keep its GPU
             self._ray.kill(lost.actor)
-        guilty, left = lost.queue[0][0], [job for job, _ in lost.queue if job]
-        if guilty is None:
+        left = [job for job, _ in lost.queue if job]
+        if not lost.loaded:
             self._failed_starts += 1
             if self._failed_starts == DEATHS:
                 raise ValueError(
                     f"{DEATHS} workers have ended while they loaded the reasoner, the last one so: {reason}"
                 )
-        else:
-            guilty.deaths += 1
-            if guilty.deaths == DEATHS:
-                ids = ", ".join(question.id for question in guilty.batch)
+        for job in left:
+            job.deaths += 1  # whose fault it was nobody knows: what the first had done may be lost with the worker
+            if job.deaths == DEATHS:  # twice it was alone
+                ids = ", ".join(question.id for question in job.batch)
                 raise ValueError(
                     f"{DEATHS} workers have ended while they grew the questions {ids}. Mostly that is too little "
                     f"memory: type a lower --batch_size, or leave these questions out. The last one: {reason}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from latent_prm.files import BadFile, load_json, save_json
-from latent_prm.metrics import Interval, Pool, bootstrap_interval, expected_accuracies, pick
+from latent_prm.metrics import Interval, Pool, bootstrap_interval, of_rules, pick_of
+from latent_prm.pretrained import versions
 from latent_prm.selector import HOWS, Choice, How, choose_among
 
 FILE = "calibration.json"
@@ -178,24 +178,20 @@ def fit(pool: Pool, seed: int = 42, num_bootstrap: int = 2000) -> Confidence:
     """
     return Confidence(
         paths=fit_paths(pool),
-        answers={how: _fit_answers(pool, how, seed) for how in _rules(pool)},
+        answers={how: _fit_answers(pool, how, seed) for how in HOWS if how in pool.methods},
         picked=compare_rules(pool, seed, num_bootstrap),
         num_questions=len(pool),
         num_paths=max(map(len, pool.values)),
-        versions=_versions(),
+        versions=versions("scikit-learn", "numpy"),
     )
 
 
 def compare_rules(pool: Pool, seed: int = 42, num_bootstrap: int = 2000) -> Picked:
     """The rule that `metrics.pick` picks on a pool, and how much better it is there than the others."""
-    right: dict[How, Any] = {how: expected_accuracies(pool, how, pool.num_paths).per_question for how in _rules(pool)}
-    best = pick(pool)
+    right = of_rules(pool)
     accuracy: dict[How, float] = {how: float(each.mean()) for how, each in right.items()}
+    best = pick_of(accuracy)
     return Picked(best, accuracy, bootstrap_interval(right[best] - right[BASE], num_bootstrap, seed))
-
-
-def _rules(pool: Pool) -> list[How]:
-    return [how for how in HOWS if how in pool.methods]
 
 
 def fit_paths(pool: Pool) -> Platt | Isotonic:
@@ -376,16 +372,6 @@ def _number(value: Any, least: float = -math.inf, most: float = math.inf) -> flo
     if not least <= value <= most:
         raise ValueError(f"{value} does not lie in {least:g}..{most:g}")
     return float(value)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("latent-prm", "scikit-learn", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a folder of sources
-            found[package] = "not installed"
-    return found
 
 
 # --- arithmetic -----------------------------------------------------------------------------------------------------

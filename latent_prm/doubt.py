@@ -28,11 +28,23 @@ def lower_bound(scores: Float[np.ndarray, "M N"], z: float = 1.0) -> Float[np.nd
     return np.clip(scores.mean(0) - z * scores.std(0, ddof=1), 0.0, None)
 
 
-@torch.no_grad()
 def lower_bounds(
     model: QwenLatentPRM, trees: Sequence[ReasoningTree], samples: int = 64, seed: int = 0, z: float = 1.0
 ) -> list[Float[np.ndarray, " P"]]:
-    """The `lower_bound` of every path of every tree under MC-dropout (arXiv 1506.02142).
+    """The `lower_bound` of every path of every tree under MC-dropout, as `scores_and_bounds` has it."""
+    return scores_and_bounds(model, trees, samples, seed, z)[1]
+
+
+@torch.no_grad()
+def scores_and_bounds(
+    model: QwenLatentPRM,
+    trees: Sequence[ReasoningTree],
+    samples: int = 64,
+    seed: int = 0,
+    z: float = 1.0,
+    pack_tokens: int = 16384,
+) -> tuple[list[Float[torch.Tensor, " P"]], list[Float[np.ndarray, " P"]]]:
+    """`QwenLatentPRM.score_trees`, and of every path its `lower_bound` under MC-dropout (arXiv 1506.02142).
 
     The PRM's only dropout stands before its linear head, so that a draw is a thinned head. The seed fixes all of them;
     each reads every path, whatever it is packed with, from states that are computed once.
@@ -56,8 +68,7 @@ def lower_bounds(
 
     hooks = [model.dropout.register_forward_pre_hook(keep), model.register_forward_hook(judge)]
     try:
-        model.score_trees(trees)
+        return model.score_trees(trees, pack_tokens=pack_tokens), found
     finally:
         for hook in hooks:
             hook.remove()
-    return found

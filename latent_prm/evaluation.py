@@ -113,7 +113,7 @@ def evaluate(
     """
     scored = scores if isinstance(scores, Scored) else Scored(prms=[scores])
     names = sorted({tree.task for tree in trees})
-    order = [i for name in names for i, tree in enumerate(trees) if tree.task == name and offered(tree)]
+    order = [i for name in names for i, tree in enumerate(trees) if tree.task == name and tree.offered()]
     material = _Material(trees, scored, order, confidences, seed)
     groups = {name: [q for q, i in enumerate(order) if trees[i].task == name] for name in names}
     groups = {name: questions for name, questions in groups.items() if questions}
@@ -150,26 +150,17 @@ def _tables(groups: dict[str, list[int]], material: _Material, seed: int) -> dic
 # --- what of a tree counts --------------------------------------------------------------------------------------------
 
 
-def offered(tree: ReasoningTree) -> list[int]:
-    """The paths that are chosen from: noisy leaves that decoded an answer, of which the first counts."""
-    return [i for i in tree.leaves() if tree.paths[i].answers and not tree.paths[i].noise_free]
-
-
 def first(tree: ReasoningTree, k: int) -> ReasoningTree:
     """The tree with only the first k of what it offers; itself where it has no more, or offers nothing."""
-    paths = offered(tree)
-    if len(paths) <= k:
-        return tree
-    kept = sorted({i for path in paths[:k] for i in tree.chain(path)})
-    place: dict[int | None, int | None] = {None: None, **{i: at for at, i in enumerate(kept)}}
-    return replace(tree, paths=[replace(tree.paths[i], parent=place[tree.paths[i].parent]) for i in kept])
+    paths = tree.offered()
+    return tree if len(paths) <= k else tree.chains(paths[:k])[0]
 
 
 def fewer_paths(trees: Iterable[ReasoningTree]) -> list[int]:
     """The numbers of paths, more than one, that tables have a column for and some question has more than."""
     counts: dict[str, list[int]] = {}
     for tree in trees:
-        if paths := offered(tree):
+        if paths := tree.offered():
             counts.setdefault(tree.task, []).append(len(paths))
     sizes = {size for own in counts.values() for size in table_sizes(min(own))}
     sizes |= set(table_sizes(min(map(min, counts.values())))) if counts else set()
@@ -178,7 +169,7 @@ def fewer_paths(trees: Iterable[ReasoningTree]) -> list[int]:
 
 def pool_of(trees: Sequence[ReasoningTree], scores: Scores, lower: Scores | None = None) -> Pool:
     """What is chosen from in these trees, each of which has something to offer. Raises ValueError as `Pool`."""
-    paths = [offered(tree) for tree in trees]
+    paths = [tree.offered() for tree in trees]
     answers = [[tree.paths[i].answers[0] for i in own] for tree, own in zip(trees, paths, strict=True)]
     return Pool(
         values=[[answer.value for answer in own] for own in answers],
@@ -248,7 +239,7 @@ class _Material:
             self.pools = [replace(pool, auto=own) for pool, own in zip(self.pools, rules, strict=True)]
             for k, few in self.fewer.items():
                 self.fewer[k] = [replace(pool, auto=own) for pool, own in zip(few, rules, strict=True)]
-        paths = [offered(tree) for tree in self.trees]
+        paths = [tree.offered() for tree in self.trees]
         self.others = {
             name: [as_probabilities(_only(ordered(own), paths), name in scored.ordinal)]
             for name, own in scored.rivals.items()
@@ -264,7 +255,7 @@ class _Material:
             others = [pools[0].scored([own[q] for q in questions]) for own in each]
             found["rivals"][name] = against(pools, others, name in self.controls, num_bootstrap, seed)
         if self.steps is not None:
-            paths = [offered(self.trees[q]) for q in questions]
+            paths = [self.trees[q].offered() for q in questions]
             own = [[[prm[q][i] for i in ps] for q, ps in zip(questions, paths, strict=True)] for prm in self.steps]
             found["steps"] = discriminate_steps(own, pools[0].correct, num_bootstrap, seed)
         if QUESTION_ONLY in self.others:

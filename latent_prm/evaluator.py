@@ -6,24 +6,22 @@ latent-prm evaluate --checkpoint checkpoints/qwen_prm_…/best --data_dir prm_te
 from __future__ import annotations
 
 import logging
-import platform
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from latent_prm import confidence
-from latent_prm.doubt import lower_bounds
-from latent_prm.evaluation import Evaluation, Scored, Scores, evaluate, fewer_paths, first, offered, pool_of
+from latent_prm.doubt import scores_and_bounds
+from latent_prm.evaluation import Evaluation, Scored, Scores, evaluate, fewer_paths, first, pool_of
 from latent_prm.files import BadFile, load_json, save_json
 from latent_prm.grading import question_digest
-from latent_prm.model import QwenLatentPRM
+from latent_prm.model import QwenLatentPRM, checkpoint_folder
 from latent_prm.options import BUILTIN, EvaluateOptions
 from latent_prm.plots import NoMatplotlib, accuracy_curve, calibration_curves, coverage_picture, steps_curve
-from latent_prm.pretrained import pick_device
+from latent_prm.pretrained import pick_device, versions
 from latent_prm.reasoner import Reasoner
 from latent_prm.rivals import RIVALS, controls, fit_rivals, score_all
 from latent_prm.shards import load_trees, read_metadata, scan
@@ -116,9 +114,9 @@ def _opinions(
     model: QwenLatentPRM, trees: Sequence[ReasoningTree], options: EvaluateOptions
 ) -> tuple[Scores, Scores | None]:
     """The scores, and lower bounds of them; None where the PRM has no dropout or is not asked as it was trained."""
-    scores = model.score_trees(trees, context=_context(options), pack_tokens=options.pack_tokens)
-    known = bool(model.dropout.p) and options.context is None
-    return scores, lower_bounds(model, trees, seed=options.seed) if known else None
+    if model.dropout.p and options.context is None:
+        return scores_and_bounds(model, trees, seed=options.seed, pack_tokens=options.pack_tokens)
+    return model.score_trees(trees, context=_context(options), pack_tokens=options.pack_tokens), None
 
 
 def _context(options: EvaluateOptions) -> bool | None:
@@ -198,15 +196,6 @@ def _growers(folder: str) -> set[tuple[Any, Any]]:
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 
-def checkpoint_folder(checkpoint: str) -> Path:
-    """Where a PRM is."""
-    if checkpoint != BUILTIN:
-        return Path(checkpoint)
-    from latent_prm.demo import prm_folder
-
-    return prm_folder()
-
-
 def unseen(trees: list[ReasoningTree], checkpoints: Sequence[Path]) -> tuple[list[ReasoningTree], int]:
     """The trees whose question no PRM was trained or validated on, and how many others there were.
 
@@ -245,7 +234,7 @@ def others(
         return []
     asked = {question_digest(tree.question) for tree in trees}
     found = load_trees(folder, options.skip_bad_files)
-    kept = [tree for tree in found if question_digest(tree.question) not in asked and offered(tree)]
+    kept = [tree for tree in found if question_digest(tree.question) not in asked and tree.offered()]
     if len(kept) < len(found):
         log.warning("%d of %d trees in %s are of questions measured on, or without a graded path: left out",
                     len(found) - len(kept), len(found), folder)  # fmt: skip
@@ -260,10 +249,10 @@ def others(
 def check_width(model: QwenLatentPRM, tree: ReasoningTree, options: EvaluateOptions) -> None:
     """Raises ValueError when the folder's latents (all trees of a folder are alike) are not what the PRM reads."""
     width = tree.paths[0].latents.shape[-1]
-    if width != model.latent_dim:
+    if width != model.thought_dim:
         raise ValueError(
             f"The latents in {options.data_dir} are {width} wide, but the PRM in {', '.join(options.checkpoint)} reads "
-            f"latents {model.latent_dim} wide. Type the --data_dir of the reasoner it was trained for, or another "
+            f"latents {model.thought_dim} wide. Type the --data_dir of the reasoner it was trained for, or another "
             "--checkpoint."
         )
 
@@ -282,7 +271,7 @@ def output_folder(options: EvaluateOptions) -> Path:
 def save(evaluation: Evaluation, folder: Path, facts: dict[str, object]) -> None:
     """Write evaluation.json (``facts`` say what was run) and, with matplotlib, the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = {**facts, "versions": _versions(), **asdict(evaluation)}
+    found = {**facts, "versions": versions("numpy", "scipy", "scikit-learn"), **asdict(evaluation)}
     del found["confidences"]  # they have a file of their own
     save_json(found, folder / "evaluation.json")
     print(f"Saved {folder / 'evaluation.json'}")
@@ -319,13 +308,3 @@ def save_confidences(evaluation: Evaluation, options: EvaluateOptions) -> None:
     for checkpoint, own in zip(options.checkpoint, evaluation.confidences, strict=False):
         folder = output_folder(options) if checkpoint == BUILTIN else Path(checkpoint)
         print(f"Saved {confidence.save(own, folder)}")
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("latent-prm", "torch", "transformers", "numpy", "scipy", "scikit-learn"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a folder of sources
-            found[package] = "not installed"
-    return found

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from latent_prm.comparison import accuracy_table
-from latent_prm.evaluation import Scores, offered, pool_of
+from latent_prm.evaluation import Scores, pool_of
 from latent_prm.files import atomic_write
 from latent_prm.metrics import Interval, question_aurocs, resampled_means
 from latent_prm.plots import BLUE, GREEN, ORANGE, PURPLE, RED, NoMatplotlib
@@ -57,7 +57,7 @@ def measure(trees: Sequence[ReasoningTree], scores: Scores) -> Measured:
 
     Trees without a graded noisy path are left out. Raises ValueError when none is left.
     """
-    which = [i for i, tree in enumerate(trees) if offered(tree)]
+    which = [i for i, tree in enumerate(trees) if tree.offered()]
     kept = [trees[i] for i in which]
     pool = pool_of(kept, [scores[i] for i in which])
     n = pool.num_paths

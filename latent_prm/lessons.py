@@ -97,8 +97,7 @@ def look_at(lessons: Sequence[Lesson], options: TrainOptions) -> int:
         log.warning(f"[Trainer] There is nothing to learn from: all {count} scores are {targets.pop():g}. {way_out}")
     if count < FEW_SAMPLES:
         log.warning(f"[Trainer] Samples: {count}, where {FEW_SAMPLES} or more are advised. Collect more.")
-    chains = ((lesson.tree, lesson.tree.chain(path)) for lesson in lessons for path in lesson.targets)
-    truncated = sum(sum(len(tree.paths[i].latents) for i in chain) > longest for tree, chain in chains)
+    truncated = sum(lesson.tree.chain_length(path) > longest for lesson in lessons for path in lesson.targets)
     if truncated:
         lose = f"have more than {longest} latents and lose those at the root end (--max_seq_length)"
         log.warning(f"[Trainer] {truncated} of {count} chains {lose}.")

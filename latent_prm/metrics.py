@@ -8,7 +8,7 @@ Predicted probabilities as such are measured in `predictions`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
@@ -211,9 +211,18 @@ def _subsets(paths: int, k: int, seed: int) -> Float[np.ndarray, "N M"]:
 
 def pick(pool: Pool) -> How:
     """The rule that is right most often with all of a question's paths: what auto stands for. Of equals the first."""
-    n = pool.num_paths
+    return pick_of({how: right.mean() for how, right in of_rules(pool).items()})
+
+
+def of_rules(pool: Pool) -> dict[How, Float[np.ndarray, " Q"]]:
+    """How often each rule that can be measured is right with all of a question's paths."""
     rules: list[How] = [how for how in HOWS if how in pool.methods]
-    return max(rules, key=lambda how: round(float(expected_accuracies(pool, how, n).per_question.mean()), 9))
+    return {how: expected_accuracies(pool, how, pool.num_paths).per_question for how in rules}
+
+
+def pick_of(accuracy: Mapping[How, float]) -> How:
+    """The rule with the highest accuracy; of equals the first."""
+    return max(accuracy, key=lambda how: round(float(accuracy[how]), 9))
 
 
 # --- telling right from wrong ---------------------------------------------------------------------------------------

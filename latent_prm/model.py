@@ -109,7 +109,7 @@ class QwenLatentPRM(nn.Module):
         self.register_buffer("latent_width", torch.tensor(self.hidden_size))
         self.register_buffer("reading_code", torch.tensor(_code(self.reads, self.sees)))
         self.projection: nn.Linear | None = None
-        streams = len({"fed", "hidden"} & set(self.reads))
+        streams = _streams(self.reads)
         self._set_width((latent_dim or self.hidden_size) * streams, streams)
         self.correctness_head: nn.Linear | None = None
         self._set_second_head(second_head)
@@ -117,6 +117,11 @@ class QwenLatentPRM(nn.Module):
         self.shares = self._packs_exactly()
 
     # --- what it is ---
+
+    @property
+    def thought_dim(self) -> int:
+        """D, the width of the reasoner's latents: it may read two streams of them side by side."""
+        return self.latent_dim // _streams(self.reads)
 
     @property
     def device(self) -> torch.device:
@@ -169,7 +174,7 @@ class QwenLatentPRM(nn.Module):
         if "latent_width" in state_dict:  # else it is a part of one, which says nothing of what it has not
             self._set_width(int(state_dict["latent_width"]))
             self._set_second_head("correctness_head.weight" in state_dict)
-            state_dict = {"reading_code": torch.tensor(_code(("fed",), "chain")), **state_dict}  # the first had none
+            state_dict = {"reading_code": self.reading_code, **state_dict}  # the first had none: it stays as it is
         found = super().load_state_dict(state_dict, strict=strict, assign=assign)
         self.pooling = POOLINGS[int(self.pooling_code)]
         code = int(self.reading_code)
@@ -183,7 +188,7 @@ class QwenLatentPRM(nn.Module):
 
         Raises ``files.BadFile`` when the folder is not a checkpoint or is damaged.
         """
-        folder = prm_folder() if checkpoint == BUILTIN else Path(checkpoint)
+        folder = checkpoint_folder(checkpoint)
         for name in ("config.json", "pytorch_model.bin"):
             if not (folder / name).is_file():
                 raise files.BadFile(
@@ -307,7 +312,7 @@ class QwenLatentPRM(nn.Module):
             for i, path in enumerate(own.tree.paths):
                 self._check_path(path, f"question {own.tree.question_id}, path {i}")
         scores = [torch.empty(len(tree.paths)) for tree in trees]
-        with self._evaluating():
+        with self.evaluating():
             for batch in self.packs(read, max_seq_length=longest, pack_tokens=pack_tokens):
                 logits = getattr(self(batch.to(self.device)), head)
                 for (tree, path), score in zip(batch.paths, logits.sigmoid().cpu(), strict=True):
@@ -339,7 +344,7 @@ class QwenLatentPRM(nn.Module):
             raise ValueError(f"{where}: it has no latent, so that there is nothing to score. A path needs T >= 1.")
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
         """Without dropout for the time being: a score is never a matter of chance."""
         training = self.training
         self.eval()
@@ -383,7 +388,7 @@ class QwenLatentPRM(nn.Module):
         contexts = self.read_questions(questions) if questions is not None else [[]] * len(trees)
         order, scores = torch.arange(latents.shape[1], device=real.device), torch.zeros(real.shape, device=self.device)
         out = torch.zeros(len(latents), device=self.device)
-        with self._evaluating():
+        with self.evaluating():
             for batch in pack(trees, contexts, max_seq_length=latents.shape[1], shared=self.shares):
                 logits = getattr(self(batch.to(self.device), steps), head)
                 for k, (row, _) in enumerate(batch.paths):
@@ -423,7 +428,7 @@ class QwenLatentPRM(nn.Module):
         draw = [torch.randn(3, self.latent_dim, generator=generator) * scale for _ in range(3)]
         tree, kind = _tree(draw, [None, 0, 0]), type(self.backbone).__name__
         states: list[Tensor] = []
-        with self._evaluating():
+        with self.evaluating():
             for self.shares in (False, True):
                 try:
                     packs = pack([tree], [[0, 1]], wanted=[[1, 2]], shared=self.shares)
@@ -441,6 +446,15 @@ class QwenLatentPRM(nn.Module):
                 "%s cannot share a tree's latents exactly: its paths are scored one by one, which is slower", kind
             )
         return exact
+
+
+def checkpoint_folder(checkpoint: str | Path) -> Path:
+    """Where a PRM is: ``"builtin"`` comes with the package."""
+    return prm_folder() if checkpoint == BUILTIN else Path(checkpoint)
+
+
+def _streams(reads: Sequence[str]) -> int:
+    return len({"fed", "hidden"} & set(reads))
 
 
 def _code(reads: Sequence[str], sees: str) -> int:

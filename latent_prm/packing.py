@@ -156,7 +156,7 @@ def _block(
     block, run_of = _Block(number, context, [], [], [], [], []), {}
     for path in sorted(paths):
         chain, tail = tree.chain(path), tails.get(path, ())
-        length = sum(len(tree.paths[p].latents) for p in chain)
+        length = tree.chain_length(path)
         if shared and length <= longest:
             for p in chain:
                 if p not in run_of:

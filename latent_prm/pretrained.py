@@ -9,6 +9,7 @@ import logging
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -21,13 +22,14 @@ from latent_prm.options import BUILTIN
 log = logging.getLogger(__name__)
 
 
-def versions() -> dict[str, str]:
-    """What grew a tree, for metadata: Python, the libraries and this package."""
+def versions(*more: str) -> dict[str, str]:
+    """What something was made with, for metadata: Python, the libraries, this package, and ``more`` installed ones."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "latent-prm": __version__,
+        **{package: version(package) for package in more},
     }
 
 

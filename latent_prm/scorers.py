@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -149,23 +148,12 @@ def lots(name: str, count: int) -> Float[np.ndarray, " _"]:
     return np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")).random(count)
 
 
-def living(tree: ReasoningTree, ends: Sequence[int]) -> tuple[ReasoningTree, list[int]]:
-    """The chains of these paths as a tree of their own, without what was pruned, and where the ends stand in it."""
-    kept = sorted({i for end in ends for i in tree.chain(end)})
-    place = {i: at for at, i in enumerate(kept)}
-    paths = [
-        replace(path, parent=None if path.parent is None else place[path.parent])
-        for path in (tree.paths[i] for i in kept)
-    ]
-    return replace(tree, paths=paths), [place[end] for end in ends]
-
-
 def score_ends(
     scorer: Scorer, trees: Sequence[ReasoningTree], ends: Sequence[Sequence[int]]
 ) -> list[Float[np.ndarray, " _"]]:
     """What these paths of each tree are worth, in the order named; nothing but their chains is shown and paid for."""
     asked = [at for at, some in enumerate(ends) if some]
-    shown = [living(trees[at], ends[at]) for at in asked]
+    shown = [trees[at].chains(ends[at]) for at in asked]
     values = scorer([tree for tree, _ in shown]) if shown else []
     found = [np.zeros(0) for _ in trees]
     for at, (_, places), each in zip(asked, shown, values, strict=True):

@@ -52,14 +52,16 @@ class Choice(NamedTuple):
 
 
 def candidates(tree: ReasoningTree, scores: Float[Tensor, " P"]) -> Candidates:
-    """The noisy leaves that decoded an answer, with the predicted scores of these paths.
+    """What the tree offers, with the predicted scores of these paths."""
+    return candidates_of(tree, tree.offered(), scores.tolist())
 
-    Where a leaf decoded several answers the first counts. The noise-free path is a rival, not a candidate.
+
+def candidates_of(tree: ReasoningTree, paths: list[int], scores: Sequence[float]) -> Candidates:
+    """These paths of a tree, with their scores among those of all its paths. Where one decoded several answers the
+    first counts.
     """
-    paths = [i for i in tree.leaves() if tree.paths[i].answers and not tree.paths[i].noise_free]
     answers = [tree.paths[i].answers[0] for i in paths]
-    each = scores.tolist()
-    return Candidates(paths, [a.value for a in answers], [a.correct for a in answers], [each[i] for i in paths])
+    return Candidates(paths, [a.value for a in answers], [a.correct for a in answers], [scores[i] for i in paths])
 
 
 def shares(values: Sequence[str], weights: Sequence[float]) -> dict[str, float]:

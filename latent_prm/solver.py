@@ -5,7 +5,6 @@ latent-prm solve "Ann has 12 apples. On Monday she buys 5. On Tuesday she gives 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,14 @@ from rich.text import Text
 
 from latent_prm import confidence as calibrations
 from latent_prm.confidence import Confidence, abstains
-from latent_prm.demo import prm_folder
 from latent_prm.doubt import lower_bounds
-from latent_prm.model import QwenLatentPRM
-from latent_prm.options import BUILTIN, SolveOptions
+from latent_prm.model import QwenLatentPRM, checkpoint_folder
+from latent_prm.options import SolveOptions
 from latent_prm.pretrained import pick_device
 from latent_prm.reasoner import Reasoner
 from latent_prm.scorers import PrmScorer
 from latent_prm.selector import NEEDS_LOWER, Candidates, Choice, How, choose_among, shares
-from latent_prm.steering import Grown, Guide, finished, from_name, keeping
+from latent_prm.steering import Grown, Guide, from_name, keeping
 from latent_prm.tasks import BUILT_IN, Question, load_task
 from latent_prm.tree import Answer, ReasoningTree
 
@@ -56,7 +54,7 @@ def load_confidence(options: SolveOptions) -> Confidence | None:
 
     Raises ValueError when --abstain asks for a probability that nobody has calibrated, or the file is foreign.
     """
-    folder = prm_folder() if options.checkpoint == BUILTIN else Path(options.checkpoint)
+    folder = checkpoint_folder(options.checkpoint)
     found = calibrations.load(folder) if (folder / calibrations.FILE).is_file() else None
     how = rule(options, found)
     if options.abstain and (found is None or how not in found.answers):
@@ -77,10 +75,10 @@ def rule(options: SolveOptions, confidence: Confidence | None) -> How:
 def load_prm(options: SolveOptions, reasoner: Reasoner) -> QwenLatentPRM:
     """The PRM of the checkpoint. Raises ValueError when it cannot read this reasoner's latents."""
     model = QwenLatentPRM.from_pretrained(options.checkpoint, device=pick_device(options.device))
-    if model.latent_dim != reasoner.latent_dim:
+    if model.thought_dim != reasoner.latent_dim:
         raise ValueError(
             f"The reasoner {options.model_path} thinks in latents {reasoner.latent_dim} wide, but the PRM in "
-            f"{options.checkpoint} reads latents {model.latent_dim} wide. Type the --model_path it was trained for, "
+            f"{options.checkpoint} reads latents {model.thought_dim} wide. Type the --model_path it was trained for, "
             "or another --checkpoint."
         )
     return model
@@ -106,7 +104,7 @@ def grow(options: SolveOptions, reasoner: Reasoner, model: QwenLatentPRM) -> Gro
         return guide.grow(reasoner, [question], task, reasoner.growth(**settings))[0]
     tree = reasoner.grow([question], task, keeping(reasoner.growth(**settings), scorer))[0]
     votes = np.zeros(len(tree.paths), dtype=int)
-    votes[finished(tree)] = 1
+    votes[tree.offered()] = 1
     return Grown(tree, model.score_trees([tree])[0].double().numpy(), votes)
 
 
@@ -120,7 +118,7 @@ def find_guide(options: SolveOptions, scorer: PrmScorer) -> Guide | None:
 
 def decide(options: SolveOptions, grown: Grown, model: QwenLatentPRM, confidence: Confidence | None) -> Choice:
     """The answer that the paths give together; its index is the tree's. Raises ValueError when no path gave one."""
-    found, how, lower = ballots(grown), rule(options, confidence), None
+    found, how, lower = grown.ballots(), rule(options, confidence), None
     if how in NEEDS_LOWER:
         lower = lower_bounds(model, [grown.tree])[0][found.paths]
     if confidence is None:
@@ -130,21 +128,13 @@ def decide(options: SolveOptions, grown: Grown, model: QwenLatentPRM, confidence
     return choice._replace(index=found.paths[choice.index])
 
 
-def ballots(grown: Grown) -> Candidates:
-    """What the finished paths offer, each as often as it has votes."""
-    paths = np.repeat(np.arange(len(grown.votes)), grown.votes).tolist()
-    answers = [grown.tree.paths[i].answers[0] for i in paths]
-    scores = [float(grown.scores[i]) for i in paths]
-    return Candidates(paths, [a.value for a in answers], [a.correct for a in answers], scores)
-
-
 # --- showing --------------------------------------------------------------------------------------------------------
 
 
 def print_vote(grown: Grown, choice: Choice, console: Console | None = None) -> None:
     """Print every answer with its paths, its share of the predicted scores and its best one; the chosen in bold."""
     console = console or Console(highlight=False, markup=False)
-    tree, found = grown.tree, ballots(grown)
+    tree, found = grown.tree, grown.ballots()
     weight = shares(found.values, found.scores)
     right = dict(zip(found.values, found.correct, strict=True))
     table = Table(box=box.SIMPLE_HEAD)
@@ -170,7 +160,7 @@ def said(grown: Grown, choice: Choice, abstain: float = 0.0) -> str:
         return "I do not know: no path gave an answer."
     if abstain and abstains(choice, abstain):
         return f"I do not know ({choice.value} is right with probability {_probability(choice.probability)} only)"
-    scores = _scored(ballots(grown), choice.value)
+    scores = _scored(grown.ballots(), choice.value)
     guessed = sum(scores) / len(scores) if choice.probability is None else choice.probability
     return f"I think {choice.value}, right with probability {_probability(guessed)}"
 

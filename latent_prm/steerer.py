@@ -36,7 +36,7 @@ from latent_prm.pretrained import pick_device, versions
 from latent_prm.reasoner import Reasoner, batch_size
 from latent_prm.scorers import SCORERS, HeuristicScorer, OracleScorer, PrmScorer, RandomScorer, Scorer, score_ends
 from latent_prm.selector import How, choose_among
-from latent_prm.steering import NAMES, By, Guide, finished, from_name, paths_used
+from latent_prm.steering import NAMES, By, Guide, from_name, paths_used
 from latent_prm.stopping import ending_on_sigterm
 from latent_prm.tasks import Question, load_task
 from latent_prm.tree import ReasoningTree
@@ -234,7 +234,7 @@ class Bench:
 
     def _scored(self, trees: Sequence[ReasoningTree], costs: Costs, scorer: Scorer) -> Unsteered:
         """The pool with this scorer's scores. Its cost is known of one path and of all."""
-        ends, billed, costs = [finished(tree) for tree in trees], [], costs.copy()
+        ends, billed, costs = [tree.offered() for tree in trees], [], costs.copy()
         for some in ([each[:1] for each in ends], ends):
             before = scorer.cost
             scores = score_ends(scorer, trees, some)
@@ -261,7 +261,7 @@ class Bench:
             growth = every_latent(growth)
         grown, costs = self._grow(lambda batch: guide.grow(self.reasoner, batch, self.task, growth), bar)
         chosen = [each.tree.paths[each.choose(self.options.select).index].answers[0].correct for each in grown]
-        paths = np.array([len(finished(each.tree)) for each in grown], dtype=float)
+        paths = np.array([len(each.tree.offered()) for each in grown], dtype=float)
         return Tried(name, scorer.name, np.array(chosen, dtype=float), costs, paths)
 
     def _guide(self, name: str, scorer: Scorer) -> Guide:

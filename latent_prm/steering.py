@@ -35,7 +35,7 @@ from latent_prm.rules import (
     uncertain,
 )
 from latent_prm.scorers import Scorer, lots, score_ends
-from latent_prm.selector import Choice, How, choose_among, shares
+from latent_prm.selector import Candidates, Choice, How, candidates_of, choose_among, shares
 from latent_prm.tasks import Question, Task
 from latent_prm.tree import ReasoningTree
 
@@ -51,16 +51,16 @@ class Grown(NamedTuple):
     votes: Int[np.ndarray, " P"]
     """How many paths each stands for: more than one where others were merged into it."""
 
-    def ballots(self) -> tuple[list[str], Float[np.ndarray, " N"]]:
-        """Values and scores of the finished paths, each as often as it has votes."""
-        cast = [i for i, votes in enumerate(self.votes.tolist()) for _ in range(votes)]
-        return [self.tree.paths[i].answers[0].value for i in cast], self.scores[cast]
+    def ballots(self) -> Candidates:
+        """What the finished paths offer, each as often as it has votes."""
+        cast = np.repeat(np.arange(len(self.votes)), self.votes).tolist()
+        return candidates_of(self.tree, cast, self.scores.tolist())
 
     def choose(self, how: How = "weighted_vote") -> Choice:
         """The answer that they give together; its ``index`` is the best path in the tree that gave it."""
-        cast = np.repeat(np.arange(len(self.votes)), self.votes)
-        choice = choose_among(*self.ballots(), how)
-        return choice._replace(index=int(cast[choice.index]))
+        cast = self.ballots()
+        choice = choose_among(cast.values, cast.scores, how)
+        return choice._replace(index=cast.paths[choice.index])
 
 
 class Guide(Protocol):
@@ -106,7 +106,7 @@ class Steering:
         growth = every_latent(keeping(growth or reasoner.growth(), self.scorer), self.begin)
         self._turns(growth)
         trees = reasoner.grow(questions, task, growth, steer=self)
-        ends = [finished(tree) for tree in trees]
+        ends = [tree.offered() for tree in trees]
         worths = score_ends(self.scorer, trees, ends)
         return [_grown(*each, self._votes(each[0])) for each in zip(trees, ends, worths, strict=True)]
 
@@ -182,11 +182,6 @@ def _turn(tree: ReasoningTree, growth: Growth, run: int, turns: Sequence[int]) -
 def keeping(growth: Growth, scorer: Scorer) -> Growth:
     """The growth, with the hidden states kept where the scorer reads them."""
     return replace(growth, keep_hidden=growth.keep_hidden or scorer.reads_hidden)
-
-
-def finished(tree: ReasoningTree) -> list[int]:
-    """The noisy leaves that decoded an answer: all that were not pruned."""
-    return [i for i in tree.leaves() if tree.paths[i].answers and not tree.paths[i].noise_free]
 
 
 def _grown(
@@ -279,7 +274,7 @@ class Anytime:
             begin = end
         whole = [tree for tree in trees if tree is not None]
         self._score(trees, worths, list(range(len(questions))))
-        return [_grown(tree, finished(tree), worth) for tree, worth in zip(whole, worths, strict=True)]
+        return [_grown(tree, tree.offered(), worth) for tree, worth in zip(whole, worths, strict=True)]
 
     def _score(
         self, trees: Sequence[ReasoningTree | None], worths: list[Float[np.ndarray, " _"]], asked: Sequence[int]
@@ -287,7 +282,7 @@ class Anytime:
         """Score the finished paths that have no score yet; all anew where one's score depends on the others."""
         shown = [tree for i in asked if (tree := trees[i]) is not None]
         known = [len(worths[i]) for i in asked]
-        ends = [finished(tree) for tree in shown]
+        ends = [tree.offered() for tree in shown]
         fresh = [
             some if not self.scorer.apart and len(some) > done else some[done:]
             for some, done in zip(ends, known, strict=True)
@@ -299,7 +294,7 @@ class Anytime:
     def _settled(self, tree: ReasoningTree | None, worth: Float[np.ndarray, " _"], num_paths: int) -> bool:
         if tree is None:
             return False
-        values = [tree.paths[i].answers[0].value for i in finished(tree)]
+        values = [tree.paths[i].answers[0].value for i in tree.offered()]
         weights = worth if self.by == "prm" else np.ones(len(values))
         return surety(values, weights, num_paths - len(values)) >= self.confidence
 

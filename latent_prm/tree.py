@@ -7,8 +7,8 @@ tasks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -92,6 +92,27 @@ class ReasoningTree:
             self._check_parent(chain[-1], parent)
             chain.append(parent)
         return chain[::-1]
+
+    def chain_length(self, i: int) -> int:
+        """The latents of path ``i``'s chain."""
+        return sum(len(self.paths[k].latents) for k in self.chain(i))
+
+    def offered(self) -> list[int]:
+        """The paths that are chosen from: noisy leaves that decoded an answer, in order.
+
+        The noise-free path is a rival, not a candidate; who was pruned has nothing to say.
+        """
+        return [i for i in self.leaves() if self.paths[i].answers and not self.paths[i].noise_free]
+
+    def chains(self, ends: Sequence[int]) -> tuple[ReasoningTree, list[int]]:
+        """The chains of these paths as a tree of their own, without all others, and where the ends stand in it."""
+        kept = sorted({i for end in ends for i in self.chain(end)})
+        place = {i: at for at, i in enumerate(kept)}
+        paths = [
+            replace(path, parent=None if path.parent is None else place[path.parent])
+            for path in (self.paths[i] for i in kept)
+        ]
+        return replace(self, paths=paths), [place[end] for end in ends]
 
     def chain_latents(self, i: int) -> Float[Tensor, "T D"]:
         """The latents of path ``i``'s chain, root to tip, in one tensor."""

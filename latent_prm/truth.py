@@ -144,18 +144,15 @@ def step_scores(
     Latents that a chain is too long for (``max_seq_length``) get the score of the first that is read.
     ``context`` and ``pack_tokens`` as `QwenLatentPRM.score_trees` takes them.
     """
-    read, training = model.as_read(trees, context), model.training
+    read = model.as_read(trees, context)
     found: list[dict[int, Float[np.ndarray, " _"]]] = [{} for _ in trees]
-    model.eval()
-    try:
+    with model.evaluating():
         for batch in model.packs(read, max_seq_length=model.max_seq_length, pack_tokens=pack_tokens):
             scores = model(batch.to(model.device), True).value.sigmoid().double().cpu()
             for (number, path), row, length in zip(batch.paths, scores, batch.lengths.tolist(), strict=True):
-                seen = len(read[number].tree.chain_latents(path)) + len(read[number].tails.get(path, ()))
-                columns = torch.arange(len(trees[number].chain_latents(path))) - (seen - length)
+                seen = read[number].tree.chain_length(path) + len(read[number].tails.get(path, ()))
+                columns = torch.arange(trees[number].chain_length(path)) - (seen - length)
                 found[number][path] = row[columns.clamp(0, length - 1)].numpy()
-    finally:
-        model.train(training)
     return [[own[path] for path in range(len(own))] for own in found]
 
 

@@ -149,7 +149,7 @@ def test_a_file_keeps_every_number(tmp_path: Path, fitted: Confidence, questions
     assert calibrations.load(tmp_path) == found
     said = json.loads(path.read_text())
     assert (said["num_questions"], said["num_paths"], set(said["answers"])) == (questions, 8, set(found.answers))
-    assert set(said["versions"]) == {"latent-prm", "scikit-learn", "numpy"}
+    assert {"latent-prm", "scikit-learn", "numpy"} <= set(said["versions"])
 
 
 @pytest.mark.parametrize(

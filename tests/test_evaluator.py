@@ -25,7 +25,6 @@ from latent_prm.evaluation import (
     evaluate,
     fewer_paths,
     first,
-    offered,
     pool_of,
 )
 from latent_prm.evaluator import listen, main, others, print_evaluation, thinker, together, unseen, verdict
@@ -192,8 +191,8 @@ def test_the_first_paths_alone_are_a_tree_of_their_own() -> None:
     tree = random_tree(3, branches=(3, 2), answers=2)
     kept = first(tree, 3)
     assert [path.parent for path in kept.paths] == [None, None, 0, 0, 1]
-    assert [kept.paths[i] for i in offered(kept)] != [] and len(offered(kept)) == 3
-    for place, i in zip(offered(kept), offered(tree), strict=False):
+    assert [kept.paths[i] for i in kept.offered()] != [] and len(kept.offered()) == 3
+    for place, i in zip(kept.offered(), tree.offered(), strict=False):
         assert torch.equal(kept.chain_latents(place), tree.chain_latents(i))
         assert kept.paths[place].answers == tree.paths[i].answers
     assert first(tree, 6) is tree
@@ -237,7 +236,7 @@ def test_values_of_leaves_and_of_inner_paths_are_held_against_the_scores() -> No
     (own,) = found.errors["inner paths"]
     assert own.mse == pytest.approx(float(((inner - 0.25) ** 2).mean()))
     assert own.noise_floor == pytest.approx(float((inner * (1 - inner) / 7).mean()))
-    assert offered(trees[0]) == [4, 5, 6, 7, 8, 9]
+    assert trees[0].offered() == [4, 5, 6, 7, 8, 9]
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from latent_prm.demo import prm_folder
 from latent_prm.metrics import Pool
 from latent_prm.options import SolveOptions
 from latent_prm.selector import Choice
-from latent_prm.solver import ballots, said
+from latent_prm.solver import said
 from latent_prm.steering import Grown
 from latent_prm.tree import Answer, ReasoningTree
 from latent_prm.tree import Path as LatentPath
@@ -132,7 +132,7 @@ def grown(values: list[str], scores: list[float], votes: list[int]) -> Grown:
 
 
 def test_a_path_offers_its_answer_as_often_as_it_has_votes():
-    found = ballots(grown(["7", "9", "4"], [0.5, 0.25, 0.75], [2, 0, 1]))
+    found = grown(["7", "9", "4"], [0.5, 0.25, 0.75], [2, 0, 1]).ballots()
     assert (found.paths, found.values, found.scores) == ([0, 0, 2], ["7", "7", "4"], [0.5, 0.5, 0.75])
 
 

@@ -17,13 +17,12 @@ from latent_prm.model import QwenLatentPRM
 from latent_prm.prompts import Agent, Pipeline
 from latent_prm.reasoner import Reasoner
 from latent_prm.rules import RULES, Turn, merged
-from latent_prm.scorers import HeuristicScorer, OracleScorer, PrmScorer, RandomScorer, living, parameters, score_ends
+from latent_prm.scorers import HeuristicScorer, OracleScorer, PrmScorer, RandomScorer, parameters, score_ends
 from latent_prm.steering import (
     NAMES,
     Anytime,
     Grown,
     Steering,
-    finished,
     from_name,
     joined,
     paths_used,
@@ -173,7 +172,7 @@ def test_what_is_pruned_stays_censored_and_who_goes_on_is_as_without_pruning(
         assert len(pruned) == 3 and all(tree.paths[i].prm_score is None for i in pruned)
         assert not scores[pruned].any() and not votes[pruned].any() and votes.sum() == 3
         assert [i for i in tree.leaves() if tree.paths[i].noise_free and tree.paths[i].answers]  # the rival goes on
-        for own, other in zip(finished(tree), finished(full)[3:], strict=True):  # the last three scored best
+        for own, other in zip(tree.offered(), full.offered()[3:], strict=True):  # the last three scored best
             assert torch.equal(tree.chain_latents(own), full.chain_latents(other))
             assert tree.paths[own].answers == full.paths[other].answers
 
@@ -187,7 +186,7 @@ def test_the_width_stays_and_copies_differ(reasoner: Reasoner, growth: Growth, n
         for kids in copied:
             latents = torch.stack([grown.tree.paths[kid].latents[0] for kid in kids])
             assert (torch.pdist(latents) > 1e-2).all()
-        at_end = torch.stack([grown.tree.paths[i].latents[0] for i in finished(grown.tree)])
+        at_end = torch.stack([grown.tree.paths[i].latents[0] for i in grown.tree.offered()])
         assert (torch.pdist(at_end) > 1e-2).all()
 
 
@@ -204,9 +203,9 @@ def test_no_batch_mate_is_felt_and_the_same_comes_again(reasoner: Reasoner, grow
 def test_merged_paths_vote_together(reasoner: Reasoner, growth: Growth) -> None:
     grown = steered(reasoner, growth, "merge", merge=-1.0)[0]  # whatever the thoughts: all become one
     assert by_depth(grown.tree) == [6, 1, 1, 1] and grown.votes.sum() == 6 and grown.votes.max() == 6
-    values, scores = grown.ballots()
+    _, values, _, scores = grown.ballots()
     assert len(values) == 6 and len(set(values)) == 1 and len(scores) == 6
-    assert grown.choose("vote").index == finished(grown.tree)[0]
+    assert grown.choose("vote").index == grown.tree.offered()[0]
     kept = steered(reasoner, growth, "topk", merge=-1.0, keep=1.0)[0]
     assert kept.votes.sum() == 6
 
@@ -235,7 +234,7 @@ def test_several_agents_are_steered_at_their_boundaries(reasoner: Reasoner) -> N
     scorer = ByHand()
     tree = from_name("topk", scorer, keep=0.5).grow(reasoner, [MIDDLE], TASK, growth)[0].tree
     assert by_depth(tree) == [4, 4] and scorer.asked == [4, 4]  # two of four go on, each with two branches; and the end
-    assert len(finished(tree)) == 4
+    assert len(tree.offered()) == 4
 
 
 def nobody(
@@ -256,7 +255,7 @@ def test_a_steer_that_leaves_nobody_is_refused(reasoner: Reasoner, growth: Growt
 
 def test_only_living_chains_are_shown() -> None:
     tree = random_tree(branches=(2, 2, 1), noise_free=True)
-    shown, places = living(tree, tree.leaves()[2:4])
+    shown, places = tree.chains(tree.leaves()[2:4])
     assert [path.parent for path in shown.paths] == [None, None, 0, 1, 2, 3][: len(shown.paths)] or len(shown.paths) < 6
     for leaf, place in zip(tree.leaves()[2:4], places, strict=True):
         assert torch.equal(tree.chain_latents(leaf), shown.chain_latents(place))
@@ -267,7 +266,7 @@ def test_the_prm_costs_what_it_reads(reasoner: Reasoner, tiny_backbone_24: Path)
     model = QwenLatentPRM(tiny_backbone_24, latent_dim=16)
     scorer = PrmScorer(model, reasoner)
     tree = random_tree(branches=(2, 2), latent_steps=(3, 3))
-    leaves = finished(tree)
+    leaves = tree.offered()
     found = score_ends(scorer, [tree], [leaves[:2]])[0]
     read = len(model.read_questions([tree.question])[0]) + 3 * 3  # a root and its two children
     each = (parameters(model.backbone) + 16 * 24) / parameters(reasoner.model.base_model)
@@ -391,10 +390,10 @@ def test_rounds_grow_the_first_paths_of_the_whole_tree(tiny_lm: Path, by: str) -
         whole = counting.grow(BOTH, TASK, growth)
         never = from_name("anytime", ByHand(), confidence=1.1, first=2, more=2, by=by)
         for grown, full in zip(never.grow(counting, BOTH, TASK, growth), whole, strict=True):
-            assert sorted(map(len, (grown.tree.chain(i) for i in finished(grown.tree)))) == sorted(
-                map(len, (full.chain(i) for i in finished(full)))
+            assert sorted(map(len, (grown.tree.chain(i) for i in grown.tree.offered()))) == sorted(
+                map(len, (full.chain(i) for i in full.offered()))
             )
-            for own, other in zip(finished(grown.tree), finished(full), strict=True):
+            for own, other in zip(grown.tree.offered(), full.offered(), strict=True):
                 torch.testing.assert_close(grown.tree.chain_latents(own), full.chain_latents(other), rtol=0, atol=1e-5)
                 assert grown.tree.paths[own].answers == full.paths[other].answers
                 assert grown.tree.paths[own].score == pytest.approx(full.paths[other].score)  # backed up together
@@ -404,10 +403,10 @@ def test_anytime_stops_as_simulated(reasoner: Reasoner, growth: Growth) -> None:
     whole = reasoner.grow(BOTH, TASK, growth)
     guide = Anytime(RandomScorer(), confidence=0.7, by="agreement", first=2, more=1)
     for grown, full in zip(guide.grow(reasoner, BOTH, TASK, growth), whole, strict=True):
-        values = [full.paths[i].answers[0].value for i in finished(full)]
-        assert len(finished(grown.tree)) == paths_used(values, np.ones(6), 0.7, "agreement", 2, 1)
+        values = [full.paths[i].answers[0].value for i in full.offered()]
+        assert len(grown.tree.offered()) == paths_used(values, np.ones(6), 0.7, "agreement", 2, 1)
         assert sum(path.noise_free for path in grown.tree.paths) == 1
-        assert grown.votes.sum() == len(finished(grown.tree)) and (grown.scores > 0).sum() == grown.votes.sum()
+        assert grown.votes.sum() == len(grown.tree.offered()) and (grown.scores > 0).sum() == grown.votes.sum()
 
 
 def test_a_scorer_that_compares_paths_scores_all_anew(reasoner: Reasoner, growth: Growth) -> None:
