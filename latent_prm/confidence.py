@@ -18,8 +18,11 @@ from jaxtyping import Bool, Float
 
 from latent_prm.files import BadFile, load_json, save_json
 from latent_prm.metrics import Interval, Pool, bootstrap_interval, of_rules, pick_of
+from latent_prm.odds import Odds, fit_odds, log_odds, logistic, sigmoid
 from latent_prm.pretrained import versions
-from latent_prm.selector import HOWS, Choice, How, choose_among
+from latent_prm.selector import HOWS, NEEDS_LOWER, Choice, How, choose_among
+from latent_prm.settling import NUM_FEATURES as REGRET_FEATURES
+from latent_prm.settling import Settled, by_prm, by_regret, fit_regret
 
 FILE = "calibration.json"
 FORMAT = "latent-prm-calibration/1"
@@ -53,7 +56,7 @@ class Platt:
 
     def __call__(self, scores: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
         """The calibrated scores."""
-        return _sigmoid(self.slope * _log_odds(scores, 1e-6) + self.intercept)
+        return sigmoid(self.slope * log_odds(scores, 1e-6) + self.intercept)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,21 +70,6 @@ class Isotonic:
     def __call__(self, scores: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
         """The calibrated scores."""
         return np.interp(scores, self.scores, self.rates)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerOdds:
-    """A logistic regression on the standardised `FEATURES` of a chosen answer."""
-
-    means: tuple[float, ...]
-    scales: tuple[float, ...]
-    weights: tuple[float, ...]
-    intercept: float
-
-    def __call__(self, features: Float[np.ndarray, " F"]) -> float:
-        """The probability that the answer is right."""
-        standard = (features - np.array(self.means)) / np.array(self.scales)
-        return float(_sigmoid(standard @ np.array(self.weights) + self.intercept))
 
 
 class Picked(NamedTuple):
@@ -108,8 +96,10 @@ class Confidence:
     """Calibrated probabilities of paths and of chosen answers; `fit` makes it, `save` and `load` keep it."""
 
     paths: Platt | Isotonic
-    answers: dict[How, AnswerOdds]
-    """One per rule: what is chosen by another rule is right with another probability."""
+    answers: dict[How, Odds]
+    """One per rule, on the `FEATURES`: what is chosen by another rule is right with another probability."""
+    regrets: dict[How, Odds]
+    """Of the picked rule and weighted_vote: how likely more paths mend an answer, as `settling.fit_regret`."""
     picked: Picked
     num_questions: int
     num_paths: int
@@ -138,12 +128,9 @@ class Confidence:
         odds = self.answers.get(how or self.picked.how)
         return choice if odds is None else choice._replace(probability=odds(features(values, scores, choice.value)))
 
-    def answer(
-        self, values: Sequence[str], scores: Sequence[float] | Float[np.ndarray, " N"]
-    ) -> tuple[str, float | None]:
-        """The answer by the picked rule, and the probability that it is right."""
-        choice = self.choose(values, scores)
-        return choice.value, choice.probability
+    def settled(self, how: How) -> Settled:
+        """How settled what ``how`` chooses is: by regret where that was learnt for this rule, else by the scores."""
+        return by_regret(self.regrets[how], how) if how in self.regrets else by_prm
 
 
 def features(
@@ -153,7 +140,7 @@ def features(
     own = np.array([other == value for other in values])
     p = np.asarray(scores, dtype=float)
     share = p[own].sum() / (p.sum() or 1.0)
-    best, mean = _log_odds(np.array([p[own].max(), p[own].mean()]), 1e-3)
+    best, mean = log_odds(np.array([p[own].max(), p[own].mean()]), 1e-3)
     size = math.log(len(p))
     return np.array([share, own.mean(), best, mean, size, size * own.mean(), size * mean])
 
@@ -176,10 +163,12 @@ def fit(pool: Pool, seed: int = 42, num_bootstrap: int = 2000) -> Confidence:
 
     Where the pool has lower bounds of its scores, the rule conservative takes part.
     """
+    picked = compare_rules(pool, seed, num_bootstrap)
     return Confidence(
         paths=fit_paths(pool),
         answers={how: _fit_answers(pool, how, seed) for how in HOWS if how in pool.methods},
-        picked=compare_rules(pool, seed, num_bootstrap),
+        regrets={how: fit_regret(pool, how, seed) for how in HOWS if how in {picked.how, BASE} - NEEDS_LOWER},
+        picked=picked,
         num_questions=len(pool),
         num_paths=max(map(len, pool.values)),
         versions=versions("scikit-learn", "numpy"),
@@ -212,7 +201,7 @@ def fit_paths(pool: Pool) -> Platt | Isotonic:
 
 
 def _fit_platt(scores: Float[np.ndarray, " N"], right: Bool[np.ndarray, " N"]) -> Platt:
-    weights, intercept = _logistic(_log_odds(scores, 1e-6)[:, None], right, np.ones(len(right)))
+    weights, intercept = logistic(log_odds(scores, 1e-6)[:, None], right, np.ones(len(right)))
     return Platt(slope=weights[0], intercept=intercept)
 
 
@@ -224,12 +213,10 @@ def _fit_isotonic(scores: Float[np.ndarray, " N"], right: Bool[np.ndarray, " N"]
     return Isotonic(scores=tuple(curve.X_thresholds_.tolist()), rates=tuple(curve.y_thresholds_.tolist()))
 
 
-def _fit_answers(pool: Pool, how: How, seed: int) -> AnswerOdds:
+def _fit_answers(pool: Pool, how: How, seed: int) -> Odds:
     """Fitted on what the rule chooses from all of a question's paths and, together weighing as much, from seeded
     subsets of 1, 2, 4, … of them, so that it knows what fewer paths are worth.
     """
-    from sklearn.preprocessing import StandardScaler
-
     rng, rows, right, weight = np.random.default_rng(seed), [], [], []
     for values, correct, scores, lower in _questions(pool):
         sizes = [1 << step for step in range(len(values).bit_length()) if 1 << step < len(values)]
@@ -241,25 +228,7 @@ def _fit_answers(pool: Pool, how: How, seed: int) -> AnswerOdds:
                 rows.append(features(own, p, choice.value))
                 right.append(bool(correct[members[choice.index]]))
                 weight.append(1.0 if size == len(values) else 1 / len(sizes))
-    table = np.array(rows).reshape(-1, len(FEATURES))
-    if not rows:
-        table, right, weight = np.zeros((1, len(FEATURES))), [False], [1.0]
-    scaler = StandardScaler().fit(table)
-    weights, intercept = _logistic(np.asarray(scaler.transform(table)), np.array(right), np.array(weight))
-    means, scales = np.asarray(scaler.mean_).tolist(), np.asarray(scaler.scale_).tolist()
-    return AnswerOdds(means=tuple(means), scales=tuple(scales), weights=weights, intercept=intercept)
-
-
-def _logistic(
-    table: Float[np.ndarray, "M F"], right: Bool[np.ndarray, " M"], weight: Float[np.ndarray, " M"]
-) -> tuple[tuple[float, ...], float]:
-    """Weights and intercept. Where all rows came out alike: no weights, and Laplace's rule of succession."""
-    if len(set(right.tolist())) < 2:
-        return (0.0,) * table.shape[1], math.log((right.sum() + 1) / ((~right).sum() + 1))
-    from sklearn.linear_model import LogisticRegression
-
-    found = LogisticRegression(max_iter=1000).fit(table, right, sample_weight=weight)
-    return tuple(found.coef_[0].tolist()), float(found.intercept_[0])
+    return fit_odds(rows, right, weight, len(FEATURES))
 
 
 def _questions(pool: Pool) -> Iterator[tuple[Any, ...]]:
@@ -322,7 +291,8 @@ def load(folder: str | Path) -> Confidence:
 def _read(found: dict[str, Any]) -> Confidence:
     """Raises KeyError, TypeError or ValueError for whatever `save` would not have written."""
     paths, picked = dict(found["paths"]), dict(found["picked"])
-    answers: dict[How, AnswerOdds] = {_rule(how): _read_odds(odds) for how, odds in dict(found["answers"]).items()}
+    answers = _read_odds(found["answers"], len(FEATURES))
+    regrets = _read_odds(found.get("regrets", {}), REGRET_FEATURES)
     accuracy: dict[How, float] = {_rule(how): _number(share, 0, 1) for how, share in dict(picked["accuracy"]).items()}
     gain = Interval(*(_number(picked["gain"][name], -1, 1) for name in GAIN))
     how = _rule(picked["how"])
@@ -331,7 +301,12 @@ def _read(found: dict[str, Any]) -> Confidence:
     versions = {str(name): str(number) for name, number in dict(found["versions"]).items()}
     counts = {name: int(_number(found[name], 1)) for name in ("num_questions", "num_paths")}
     return Confidence(
-        paths=_read_paths(paths), answers=answers, picked=Picked(how, accuracy, gain), versions=versions, **counts
+        paths=_read_paths(paths),
+        answers=answers,
+        regrets=regrets,
+        picked=Picked(how, accuracy, gain),
+        versions=versions,
+        **counts,
     )
 
 
@@ -346,11 +321,15 @@ def _read_paths(found: dict[str, Any]) -> Platt | Isotonic:
     return Isotonic(scores=scores, rates=rates)
 
 
-def _read_odds(found: dict[str, Any]) -> AnswerOdds:
-    rows = {name: _numbers(found[name]) for name in ("means", "scales", "weights")}
-    if any(len(row) != len(FEATURES) for row in rows.values()) or min(rows["scales"]) <= 0:
-        raise ValueError(f"an answer's odds are not {len(FEATURES)} means, scales above 0, and weights")
-    return AnswerOdds(**rows, intercept=_number(found["intercept"]))
+def _read_odds(found: Any, num_features: int) -> dict[How, Odds]:
+    read: dict[How, Odds] = {}
+    for name, odds in dict(found).items():
+        how = _rule(name)
+        rows = {name: _numbers(odds[name]) for name in ("means", "scales", "weights")}
+        if any(len(row) != num_features for row in rows.values()) or min(rows["scales"]) <= 0:
+            raise ValueError(f"the odds of {how} are not {num_features} means, scales above 0, and weights")
+        read[how] = Odds(**rows, intercept=_number(odds["intercept"]))
+    return read
 
 
 def _rule(name: Any) -> How:
@@ -372,16 +351,3 @@ def _number(value: Any, least: float = -math.inf, most: float = math.inf) -> flo
     if not least <= value <= most:
         raise ValueError(f"{value} does not lie in {least:g}..{most:g}")
     return float(value)
-
-
-# --- arithmetic -----------------------------------------------------------------------------------------------------
-
-
-def _log_odds(scores: Float[np.ndarray, "*shape"], least: float) -> Float[np.ndarray, "*shape"]:
-    """log(p / (1 - p)); what is nearer to 0 or 1 than ``least`` counts as that near."""
-    p = np.clip(np.asarray(scores, dtype=float), least, 1 - least)
-    return np.log(p) - np.log1p(-p)
-
-
-def _sigmoid(odds: Any) -> Any:
-    return 0.5 * (1 + np.tanh(odds / 2))  # never overflows

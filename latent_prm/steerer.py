@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -26,17 +26,19 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from latent_prm import confidence as calibrations
 from latent_prm.files import save_json
 from latent_prm.growth import Growth, every_latent
 from latent_prm.metrics import Interval, Pool, bootstrap_interval, expected_accuracies
-from latent_prm.model import QwenLatentPRM
+from latent_prm.model import QwenLatentPRM, checkpoint_folder
 from latent_prm.options import SteerOptions
 from latent_prm.plots import ComputeCurve, ComputePoint, NoMatplotlib, compute_curve
 from latent_prm.pretrained import pick_device, versions
 from latent_prm.reasoner import Reasoner, batch_size
 from latent_prm.scorers import SCORERS, HeuristicScorer, OracleScorer, PrmScorer, RandomScorer, Scorer, score_ends
 from latent_prm.selector import How, choose_among
-from latent_prm.steering import NAMES, By, Guide, from_name, paths_used
+from latent_prm.settling import Settled, by_agreement, by_prm, paths_used
+from latent_prm.steering import NAMES, Guide, from_name
 from latent_prm.stopping import ending_on_sigterm
 from latent_prm.tasks import Question, load_task
 from latent_prm.tree import ReasoningTree
@@ -45,7 +47,7 @@ log = logging.getLogger(__name__)
 
 ALL = "all tasks"
 UNSTEERED = "unsteered"
-CONFIDENCES = (0.8, 0.9, 0.95, 0.99)
+CONFIDENCES = (0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
 COSTS = ("prompts", "latents", "answers", "scorer")
 LATENTS = COSTS.index("latents")
 
@@ -118,13 +120,14 @@ class Stop:
     """What stopping at a confidence does to the unsteered paths, taken in the order in which they are grown."""
 
     scorer: str
-    by: By
+    by: str
+    """What says that the answer is settled: agreement, scores, or the regret that was learnt with the calibration."""
     confidence: float
     share: Interval
     """Of the paths that are used."""
     right: Interval
-    gain: Interval
-    """Paired, over using all of them."""
+    gains: dict[How, Interval]
+    """Paired, over using all of them: by the rule itself, by weighted_vote and by best."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +179,16 @@ class Bench:
         for question in self.questions:
             self.reasoner.check_length(question, self.growth)
         self.scorers = [self._scorer(name) for name in names]
+        folder = checkpoint_folder(self.options.checkpoint)
+        calibrated = "prm" in names and (folder / calibrations.FILE).is_file()
+        self.calibration = calibrations.load(folder) if calibrated else None
+
+    def settled(self, scorer: str) -> dict[str, Settled]:
+        """What can say that an answer chosen by this scorer's scores is settled; the best of them last."""
+        found: dict[str, Settled] = {"agreement": by_agreement, "scores": by_prm}
+        if scorer == "prm" and self.calibration is not None and self.options.select in self.calibration.regrets:
+            found["regret"] = self.calibration.settled(self.options.select)
+        return found
 
     def _scorer(self, name: str) -> Scorer:
         if name == "prm":
@@ -266,7 +279,8 @@ class Bench:
 
     def _guide(self, name: str, scorer: Scorer) -> Guide:
         if name == "anytime":
-            return from_name(name, scorer, confidence=self.options.confidence)
+            *_, settled = self.settled(scorer.name).values()
+            return from_name(name, scorer, confidence=self.options.confidence, settled=settled)
         return from_name(name, scorer, after=self.options.latents())
 
 
@@ -334,7 +348,7 @@ def _report(tried: Sequence[Tried], unsteered: Sequence[Unsteered], bench: Bench
         num_questions=len(tried[0].right),
         lines=lines,
         curves=[_curve(each, interval) for each in (majority, *unsteered)],
-        stops=[stop for each in unsteered for stop in _stops(each, n, interval)],
+        stops=[stop for each in unsteered for stop in _stops(each, bench.settled(each.scorer), n, interval)],
     )
 
 
@@ -355,20 +369,22 @@ def _curve(each: Unsteered, interval: Callable[[Each], Interval]) -> ComputeCurv
     )
 
 
-def _stops(each: Unsteered, n: int, interval: Callable[[Each], Interval]) -> list[Stop]:
-    """The first n paths, stopped by each rule at each of `CONFIDENCES`."""
+def _stops(each: Unsteered, ways: dict[str, Settled], n: int, interval: Callable[[Each], Interval]) -> list[Stop]:
+    """The first n paths, stopped in each of these ways at each of `CONFIDENCES`."""
     rows = [
         (v[:n], c[:n], s[:n]) for v, c, s in zip(each.pool.values, each.pool.correct, each.pool.scores, strict=True)
     ]
 
-    def right(used: Sequence[int]) -> Each:
-        chosen = [choose_among(v[:k], s[:k], each.select).index for (v, _, s), k in zip(rows, used, strict=True)]
+    def right(used: Sequence[int], how: How = each.select) -> Each:
+        chosen = [choose_among(v[:k], s[:k], how).index for (v, _, s), k in zip(rows, used, strict=True)]
         return np.array([c[i] for (_, c, _), i in zip(rows, chosen, strict=True)], dtype=float)
 
-    whole, found = right([n] * len(rows)), []
-    for by in get_args(By):
+    rivals: tuple[How, ...] = (each.select, "weighted_vote", "best")
+    whole: dict[How, Each] = {how: right([n] * len(rows), how) for how in rivals}
+    found = []
+    for by, settled in ways.items():
         for confidence in CONFIDENCES:
-            used = [paths_used(values, scores, confidence, by) for values, _, scores in rows]
+            used = [paths_used(values, scores, confidence, settled) for values, _, scores in rows]
             early = right(used)
             found.append(
                 Stop(
@@ -377,7 +393,7 @@ def _stops(each: Unsteered, n: int, interval: Callable[[Each], Interval]) -> lis
                     confidence=confidence,
                     share=interval(np.array(used) / n),
                     right=interval(early),
-                    gain=interval(early - whole),
+                    gains={how: interval(early - all_of_them) for how, all_of_them in whole.items()},
                 )
             )
     return found
@@ -422,10 +438,14 @@ def _gains_table(title: str, found: Report) -> Table:
 
 
 def _stops_table(title: str, found: Report) -> Table:
-    table = _table(title, "settled by", "at", "paths used, %", "right, %", "points more than with all")
+    rivals = list(found.stops[0].gains) if found.stops else []
+    than = [f"more than {how.replace('_', ' ')} of all" for how in rivals]
+    table = _table(title, "settled by", "at", "paths used, %", "right, %", *than)
     for stop in found.stops:
-        cells = _per_cent(stop.share), _per_cent(stop.right), _per_cent(stop.gain, "+")
-        table.add_row(_named(stop.by, stop.scorer), f"{stop.confidence:g}", *cells)
+        gains = [_per_cent(stop.gains[how], "+") for how in rivals]
+        table.add_row(
+            _named(stop.by, stop.scorer), f"{stop.confidence:g}", _per_cent(stop.share), _per_cent(stop.right), *gains
+        )
     return table
 
 

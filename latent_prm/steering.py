@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ from latent_prm.rules import (
     uncertain,
 )
 from latent_prm.scorers import Scorer, lots, score_ends
-from latent_prm.selector import Candidates, Choice, How, candidates_of, choose_among, shares
+from latent_prm.selector import Candidates, Choice, How, candidates_of, choose_among
+from latent_prm.settling import CONFIDENCE, Settled, by_agreement, by_prm, rounds
 from latent_prm.tasks import Question, Task
 from latent_prm.tree import ReasoningTree
 
@@ -195,46 +196,6 @@ def _grown(
 
 # --- anytime --------------------------------------------------------------------------------------------------------
 
-By = Literal["agreement", "prm"]
-_TIE = 1e-9
-
-
-def surety(values: Sequence[str], weights: Float[np.ndarray, " N"], left: int | None = None) -> float:
-    """How likely the answer that leads now leads the runner-up when ``left`` more paths have voted; None: for ever.
-
-    By the weights of their votes the shares of the two have a Beta(1 + lead, 1 + second) posterior, and each path to
-    come votes for one of them, with the mean weight: a beta-binomial. For ever, it is the chance of a share above 1/2,
-    as in adaptive consistency (arXiv 2305.11860). No answer is no candidate; a tie is half a lead.
-    """
-    from scipy.special import betainc, betaln, gammaln
-
-    cast = shares(values, weights.tolist())
-    most = sorted([share for value, share in cast.items() if value != ""] + [0.0, 0.0], reverse=True)[:2]
-    first, second = (share * float(weights.sum()) for share in most)
-    if left is None:
-        return float(betainc(1 + second, 1 + first, 0.5))
-    turned = np.arange(left + 1)  # of the paths to come, those that vote for the runner-up
-    ways = gammaln(left + 1) - gammaln(turned + 1) - gammaln(left - turned + 1)
-    chance = np.exp(ways + betaln(1 + second + turned, 1 + first + left - turned) - betaln(1 + second, 1 + first))
-    lead = first - second + weights.mean() * (left - 2 * turned)
-    return float(chance @ ((lead > _TIE) + 0.5 * (abs(lead) <= _TIE)))
-
-
-def rounds(num_paths: int, first: int, more: int) -> list[int]:
-    """How many paths there are after each round: ``first``, then ``more`` each time, up to all."""
-    return [*range(min(first, num_paths), num_paths, more), num_paths]
-
-
-def paths_used(
-    values: Sequence[str], scores: Float[np.ndarray, " N"], confidence: float, by: By, first: int = 4, more: int = 1
-) -> int:
-    """After how many of these paths, in their order, `Anytime` would have stopped."""
-    for used in (sizes := rounds(len(values), first, more)):
-        weights = scores[:used] if by == "prm" else np.ones(used)
-        if surety(values[:used], weights, len(values) - used) >= confidence:
-            return used
-    return sizes[-1]
-
 
 @dataclass
 class Anytime:
@@ -244,10 +205,10 @@ class Anytime:
     """
 
     scorer: Scorer
-    confidence: float = 0.95
-    by: By = "prm"
-    """agreement: every path votes with 1; prm: with its score, so that what nobody believes in settles nothing."""
-    first: int = 4
+    confidence: float = CONFIDENCE
+    settled: Settled = by_prm
+    """Who says how settled an answer is; `Confidence.settled` has learnt it."""
+    first: int = 2
     """Paths (of the first agent) in the first round."""
     more: int = 1
     """In every other."""
@@ -268,7 +229,7 @@ class Anytime:
             news = reasoner.grow([questions[i] for i in asking], task, growth, roots=range(begin, end))
             for i, new in zip(asking, news, strict=True):
                 trees[i] = new if (known := trees[i]) is None else joined(known, new)
-            if self.by == "prm":
+            if self.settled is not by_agreement:
                 self._score(trees, worths, asking)
             asking = [i for i in asking if not self._settled(trees[i], worths[i], growth.num_paths)]
             begin = end
@@ -295,8 +256,7 @@ class Anytime:
         if tree is None:
             return False
         values = [tree.paths[i].answers[0].value for i in tree.offered()]
-        weights = worth if self.by == "prm" else np.ones(len(values))
-        return surety(values, weights, num_paths - len(values)) >= self.confidence
+        return bool(values) and self.settled(values, worth, num_paths - len(values)) >= self.confidence
 
 
 def joined(tree: ReasoningTree, more: ReasoningTree) -> ReasoningTree:
@@ -358,8 +318,8 @@ def from_name(
     setting, and for merging paths where a rule also copies some.
     """
     if name == "anytime":
-        if unknown := settings.keys() - {"confidence", "by", "first", "more"}:
-            raise ValueError(f"anytime has no setting {min(unknown)!r}: it has confidence, by, first and more.")
+        if unknown := settings.keys() - {"confidence", "settled", "first", "more"}:
+            raise ValueError(f"anytime has no setting {min(unknown)!r}: it has confidence, settled, first and more.")
         return Anytime(scorer, **settings)
     if name not in PRESETS:
         raise ValueError(f"There is no steering {name!r}: type one of {', '.join(NAMES)}.")

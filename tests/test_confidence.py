@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from latent_prm import confidence as calibrations
-from latent_prm.confidence import AnswerOdds, Confidence, Isotonic, Platt, abstains, features, fit, outcomes
+from latent_prm.confidence import Confidence, Isotonic, Platt, abstains, features, fit, outcomes
 from latent_prm.files import BadFile
 from latent_prm.metrics import Pool
+from latent_prm.odds import Odds
 from latent_prm.predictions import brier, calibration, calibration_error
 from latent_prm.selector import Choice
 
@@ -73,7 +74,7 @@ def test_features_are_as_worked_by_hand():
 
 
 def test_an_answer_s_odds_are_a_standardised_sum():
-    odds = AnswerOdds(means=(1.0,) * 7, scales=(2.0,) * 7, weights=(1.0, 0, 0, 0, 0, 0, 0.5), intercept=-1.0)
+    odds = Odds(means=(1.0,) * 7, scales=(2.0,) * 7, weights=(1.0, 0, 0, 0, 0, 0, 0.5), intercept=-1.0)
     assert odds(np.array([3.0, 9, 9, 9, 9, 9, 5.0])) == pytest.approx(sigmoid(1 + 1 - 1))
 
 
@@ -108,7 +109,7 @@ def test_the_rule_that_is_right_most_often_is_picked_and_the_doubt_is_said():
 def test_no_answer_is_never_right_and_no_path_too_few(fitted: Confidence):
     assert fitted.choose(["", ""], [0.9, 0.9]).probability == 0
     assert 0 < (fitted.choose(["7"], [0.5]).probability or 0) < 1
-    value, probability = fitted.answer(["7", "9"], [0.9, 0.1])
+    value, _, _, probability = fitted.choose(["7", "9"], [0.9, 0.1])
     assert (value, probability) == ("7", fitted.choose(["7", "9"], [0.9, 0.1]).probability)
 
 

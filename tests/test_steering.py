@@ -18,17 +18,8 @@ from latent_prm.prompts import Agent, Pipeline
 from latent_prm.reasoner import Reasoner
 from latent_prm.rules import RULES, Turn, merged
 from latent_prm.scorers import HeuristicScorer, OracleScorer, PrmScorer, RandomScorer, parameters, score_ends
-from latent_prm.steering import (
-    NAMES,
-    Anytime,
-    Grown,
-    Steering,
-    from_name,
-    joined,
-    paths_used,
-    rounds,
-    surety,
-)
+from latent_prm.settling import Settled, by_agreement, by_prm, paths_used
+from latent_prm.steering import NAMES, Anytime, Grown, Steering, from_name, joined
 from latent_prm.tasks import Question, load_task
 from latent_prm.tree import ReasoningTree
 
@@ -351,44 +342,13 @@ def test_steered_latents_are_counted(tiny_lm: Path) -> None:
 # --- anytime --------------------------------------------------------------------------------------------------------
 
 
-def test_an_answer_that_leads_for_ever_is_as_sure_as_its_lead() -> None:
-    assert surety(["7"] * 4, np.ones(4)) == pytest.approx(1 - 0.5**5)  # Beta(5, 1) above 1/2
-    assert surety(["7", "8"], np.ones(2)) == pytest.approx(0.5)
-    assert surety(["7", "7", "7", "8"], np.ones(4)) == pytest.approx(1 - 6 / 32)  # Beta(4, 2) above 1/2
-    assert surety(["7", "7", "7", "8", "9"], np.ones(5)) == pytest.approx(1 - 6 / 32)  # against the runner-up only
-    assert surety(["", "", ""], np.ones(3)) == pytest.approx(0.5)  # no answer settles nothing
-    assert surety(["7"] * 4, np.zeros(4)) == pytest.approx(0.5)  # nor does what nobody believes in
-
-
-def test_of_few_paths_to_come_fewer_can_turn_the_lead() -> None:
-    assert surety(["7", "7"], np.ones(2), 1) == pytest.approx(1.0)  # one path cannot
-    assert surety(["7"], np.ones(1), 1) == pytest.approx(2 / 3 + 1 / 6)  # Beta(2, 1): a third of a chance of a tie
-    # 2 : 1 and two to come: both against it turn it, one each does not; Beta(3, 2): 2 * 3 / (5 * 6)
-    assert surety(["7", "7", "8"], np.ones(3), 2) == pytest.approx(1 - 6 / 30)
-    assert surety(["7", "7", "8"], np.full(3, 0.5), 0) == 1.0 and surety(["7", "8"], np.ones(2), 0) == 0.5
-    assert surety(["7", "7", "8"], np.ones(3), 4000) == pytest.approx(surety(["7", "7", "8"], np.ones(3)), abs=1e-3)
-    assert surety(["", ""], np.ones(2), 5) == pytest.approx(0.5)
-
-
-def test_rounds_end_with_all() -> None:
-    assert rounds(16, 4, 4) == [4, 8, 12, 16] and rounds(7, 4, 2) == [4, 6, 7] and rounds(3, 4, 2) == [3]
-
-
-def test_paths_are_used_until_the_answer_is_settled() -> None:
-    assert paths_used(["7"] * 8, np.ones(8), 0.95, "agreement") == 4  # four to come at most tie
-    assert paths_used(["7"] * 8, np.full(8, 0.1), 0.99, "agreement", first=1) == 4
-    assert paths_used(["7", "8"] * 4, np.ones(8), 0.95, "agreement") == 8
-    assert paths_used(["7", "8"] * 4, np.array([1.0, 0.1] * 4), 0.9, "prm") < 8
-    assert paths_used(["7", "8", "7", "7", "7", "7", "8", "8"], np.ones(8), 1.0, "agreement", 4, 2) == 6  # 5 : 1
-
-
-@pytest.mark.parametrize("by", ["agreement", "prm"])
-def test_rounds_grow_the_first_paths_of_the_whole_tree(tiny_lm: Path, by: str) -> None:
+@pytest.mark.parametrize("settled", [by_agreement, by_prm])
+def test_rounds_grow_the_first_paths_of_the_whole_tree(tiny_lm: Path, settled: Settled) -> None:
     counting = Reasoner.from_pretrained(str(tiny_lm), device="cpu")
     for branches in ((6,), (6, 1), (3, 2)):
         growth = counting.growth(branches=branches, latent_steps=3, noise=0.5, max_new_tokens=4)
         whole = counting.grow(BOTH, TASK, growth)
-        never = from_name("anytime", ByHand(), confidence=1.1, first=2, more=2, by=by)
+        never = from_name("anytime", ByHand(), confidence=1.1, first=2, more=2, settled=settled)
         for grown, full in zip(never.grow(counting, BOTH, TASK, growth), whole, strict=True):
             assert sorted(map(len, (grown.tree.chain(i) for i in grown.tree.offered()))) == sorted(
                 map(len, (full.chain(i) for i in full.offered()))
@@ -401,10 +361,10 @@ def test_rounds_grow_the_first_paths_of_the_whole_tree(tiny_lm: Path, by: str) -
 
 def test_anytime_stops_as_simulated(reasoner: Reasoner, growth: Growth) -> None:
     whole = reasoner.grow(BOTH, TASK, growth)
-    guide = Anytime(RandomScorer(), confidence=0.7, by="agreement", first=2, more=1)
+    guide = Anytime(RandomScorer(), confidence=0.7, settled=by_agreement, first=2, more=1)
     for grown, full in zip(guide.grow(reasoner, BOTH, TASK, growth), whole, strict=True):
         values = [full.paths[i].answers[0].value for i in full.offered()]
-        assert len(grown.tree.offered()) == paths_used(values, np.ones(6), 0.7, "agreement", 2, 1)
+        assert len(grown.tree.offered()) == paths_used(values, np.ones(6), 0.7, by_agreement)
         assert sum(path.noise_free for path in grown.tree.paths) == 1
         assert grown.votes.sum() == len(grown.tree.offered()) and (grown.scores > 0).sum() == grown.votes.sum()
 
@@ -413,7 +373,7 @@ def test_a_scorer_that_compares_paths_scores_all_anew(reasoner: Reasoner, growth
     apart, beside = ByHand(), ByHand()
     beside.apart = False
     for scorer in (apart, beside):
-        Anytime(scorer, confidence=1.1, first=2, more=2, by="prm").grow(reasoner, [SHORT], TASK, growth)
+        Anytime(scorer, confidence=1.1, first=2, more=2).grow(reasoner, [SHORT], TASK, growth)
     assert apart.asked == [2, 2, 2] and beside.asked == [2, 4, 6]
 
 
