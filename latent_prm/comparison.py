@@ -28,6 +28,7 @@ from latent_prm.metrics import (
     gap_recovered,
     gap_share,
     num_pairs,
+    paired_difference,
     question_aurocs,
     resampled_means,
 )
@@ -305,7 +306,7 @@ def against(pools: Sequence[Pool], others: Sequence[Pool], control: bool, num_bo
     own = {name: bootstrap_interval(theirs[name].mean(0), num_bootstrap, seed) for name in known}
     gains: dict[Measure, Interval] = {}
     for name in known:
-        gains[name] = bootstrap_interval(ours[name].mean(0) - theirs[name].mean(0), num_bootstrap, seed)
+        gains[name] = paired_difference(ours[name].mean(0), theirs[name].mean(0), num_bootstrap, seed)
     return Rival(
         control=control,
         best=own["best"],

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 from latent_prm import files, resuming, trainer
 from latent_prm.demo import reader_folder
 from latent_prm.evaluator import unseen
-from latent_prm.findings import Cell, Measured, csv_of, draw, find, lines_of, markdown_of, measure
+from latent_prm.findings import Cell, Measured, csv_of, find, lines_of, markdown_of, measure
 from latent_prm.grid import Arm, Grid, load_grid
 from latent_prm.model import QwenLatentPRM
 from latent_prm.options import CollectOptions, ExperimentOptions, TrainOptions
-from latent_prm.plots import NoMatplotlib
+from latent_prm.plots import NoMatplotlib, axis_curve
 from latent_prm.pretrained import find_folder, pick_device, versions
 from latent_prm.stock import Stock, digest, of_model, quiet_again
 from latent_prm.stopping import ending_on_sigterm
@@ -325,7 +325,7 @@ def write_tables(work: Work, options: ExperimentOptions) -> list[Path]:
     said = [work.folder / "results.csv", work.folder / "results.md"]
     if along and along[1]:
         try:
-            draw(*along, grid.figures[0], work.folder / "results.png")
+            axis_curve(*along, grid.figures[0], work.folder / "results.png")
             said.append(work.folder / "results.png")
         except NoMatplotlib as missing:
             log.warning("%s", missing)

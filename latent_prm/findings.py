@@ -10,8 +10,6 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,23 +17,14 @@ from jaxtyping import Float
 
 from latent_prm.comparison import accuracy_table
 from latent_prm.evaluation import Scores, pool_of
-from latent_prm.files import atomic_write
-from latent_prm.metrics import Interval, question_aurocs, resampled_means
-from latent_prm.plots import BLUE, GREEN, ORANGE, PURPLE, RED, NoMatplotlib
-from latent_prm.predictions import forecast
+from latent_prm.metrics import RIVALS, Interval, gap_share, question_aurocs, resampled_means
+from latent_prm.predictions import brier, forecast
 from latent_prm.tree import ReasoningTree
 
 LOW = ("brier", "ece")
 """The figures of which less is better."""
 WHOLE = ("ece",)
 """The figures of all paths together, which no question has for itself: there is no interval over questions."""
-ABOUT = {
-    "auroc": "AUROC within questions",
-    "brier": "Brier score",
-    "ece": "ECE",
-    "oracle": "any path is right",
-    "vote": "majority is right",
-}
 SCALE = 100
 """Everything is shown in per cent."""
 
@@ -65,8 +54,7 @@ def measure(trees: Sequence[ReasoningTree], scores: Scores) -> Measured:
     rows: dict[str, list[float | None]] = {method: table[method, n][0].tolist() for method in pool.methods}
     areas = question_aurocs(pool.scores, pool.correct)
     rows["auroc"] = [None if np.isnan(area) else area for area in areas.tolist()]
-    pairs = zip(pool.scores, pool.correct, strict=True)
-    rows["brier"] = [float(((own - right) ** 2).mean()) for own, right in pairs]
+    rows["brier"] = [brier(own, right) for own, right in zip(pool.scores, pool.correct, strict=True)]
     ece = forecast(np.concatenate(pool.scores), np.concatenate(pool.correct)).calibration_error
     return Measured(questions=[tree.question_id for tree in kept], num_paths=n, rows=rows, ece=ece)
 
@@ -103,6 +91,8 @@ class Figure:
 
 Found = dict[str, dict[str, dict[str, Figure]]]
 """By pool, arm and name."""
+Lines = dict[str, list[tuple[float, Interval]]]
+"""A figure along an axis, by label: where it stands, and what it is there."""
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -162,11 +152,8 @@ class _Drawn(NamedTuple):
         """A figure from means by name (numbers or resampled ones); nan where there is no gap."""
         if not name.startswith("gap_"):
             return of[name]
-        bases = [np.asarray(of[base]) for base in ("vote", "noise_free") if base in of]
-        base = np.max(bases, axis=0)
-        room = np.asarray(of["oracle"]) - base
-        there = room > 1e-9
-        return np.where(there, (of[name.removeprefix("gap_")] - base) / np.where(there, room, 1.0), np.nan)
+        bases = [of[base] for base in RIVALS if base in of]
+        return gap_share(np.stack([of[name.removeprefix("gap_")], of["oracle"], *bases], axis=-1))
 
 
 def _figure(name: str, arm: _Drawn, first: _Drawn | None) -> Figure | None:
@@ -301,17 +288,10 @@ def _signed(gain: Interval | None) -> str:
     return f"{SCALE * gain.mean:+.1f} [{SCALE * gain.low:+.1f}, {SCALE * gain.high:+.1f}]"
 
 
-# --- the picture ------------------------------------------------------------------------------------------------------
+# --- along an axis ----------------------------------------------------------------------------------------------------
 
 
-class Line(NamedTuple):
-    """A figure along an axis."""
-
-    label: str
-    points: list[tuple[float, Interval]]
-
-
-def lines_of(found: Found, places: Mapping[str, Mapping[str, Any]], name: str) -> tuple[str, list[Line]] | None:
+def lines_of(found: Found, places: Mapping[str, Mapping[str, Any]], name: str) -> tuple[str, Lines] | None:
     """The axis with numbers (of several the one with the most) and a figure's lines along it.
 
     There is a line per pool and combination of the other axes. ``places`` holds each arm's value on every axis. None
@@ -324,7 +304,7 @@ def lines_of(found: Found, places: Mapping[str, Mapping[str, Any]], name: str) -
                 on.setdefault(axis, set()).add(value)
     if not on or len(on[axis := max(on, key=lambda one: len(on[one]))]) < 2:
         return None
-    lines: dict[str, list[tuple[float, Interval]]] = {}
+    lines: Lines = {}
     for pool, arms in found.items():
         for arm, figures in arms.items():
             if name not in figures or (over := figures[name].interval) is None or places[arm].get(axis) is None:
@@ -332,43 +312,4 @@ def lines_of(found: Found, places: Mapping[str, Mapping[str, Any]], name: str) -
             others = [f"{key}={value}" for key, value in places[arm].items() if key != axis]
             label = ", ".join([f"on {pool}"] * (len(found) > 1) + others)
             lines.setdefault(label, []).append((float(places[arm][axis]), over))
-    return axis, [Line(label, sorted(points, key=lambda point: point[0])) for label, points in lines.items()]
-
-
-def draw(axis: str, lines: Sequence[Line], name: str, path: Path) -> None:
-    """Write a figure, in per cent, against an axis (of a log scale where numbers grow tenfold), with its 95 % intervals
-    over questions. Raises NoMatplotlib where that is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure as Picture
-    except ImportError as error:
-        raise NoMatplotlib('Pictures need matplotlib. Type: pip install "latent-prm[plot]"') from error
-    picture = Picture(figsize=(7.5, 4.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(picture)  # never a window, whatever the user's settings say
-    axes = picture.add_subplot()
-    looks = [(colour, dash) for dash in ("-", "--", ":") for colour in (BLUE, RED, GREEN, ORANGE, PURPLE)]
-    for i, (label, points) in enumerate(lines):
-        colour, dash = looks[i % len(looks)]
-        at = [x for x, _ in points]
-        low, high = ([SCALE * getattr(over, end) for _, over in points] for end in ("low", "high"))
-        axes.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)
-        means = [SCALE * over.mean for _, over in points]
-        axes.plot(at, means, color=colour, linestyle=dash, marker="o", markersize=4, label=label)
-    values = sorted({x for _, points in lines for x, _ in points})
-    if values[0] > 0 and values[-1] >= 10 * values[0]:
-        axes.set_xscale("log")
-    axes.set_xticks(values, [f"{value:,g}" if value < 1e6 else f"{value:g}" for value in values])
-    axes.minorticks_off()
-    if name.startswith("gap_"):
-        axes.axhline(0, color="#7f7f7f", linestyle=":")
-        label = f"gap recovered by {name.removeprefix('gap_')}, %"
-    else:
-        label = f"{ABOUT.get(name, f'right by {name}')}, %"
-    axes.set(xlabel={"questions": "training questions"}.get(axis, axis), ylabel=label)
-    axes.grid(color="#e5e5e5")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    if any(label for label, _ in lines):
-        axes.legend(frameon=False)
-    atomic_write(path, partial(picture.savefig, format="png"))
+    return axis, {label: sorted(points, key=lambda point: point[0]) for label, points in lines.items()}

@@ -248,17 +248,6 @@ def question_aurocs(
     return np.array([np.nan if area is None else area for area in each], dtype=float)
 
 
-def within_question_auroc(pool: Pool) -> Float[np.ndarray, " mixed"]:
-    """The AUROC of every question with right and wrong paths; the others have none and are left out."""
-    areas = question_aurocs(pool.scores, pool.correct)
-    return areas[~np.isnan(areas)]
-
-
-def pooled_auroc(pool: Pool) -> float | None:
-    """The AUROC over the paths of all questions together, which mostly tells easy questions from hard ones."""
-    return auroc(np.concatenate(pool.scores), np.concatenate(pool.correct))
-
-
 def num_pairs(correct: Sequence[Bool[np.ndarray, " _"]]) -> Float[np.ndarray, " Q"]:
     """Of each question, how many pairs of a right and a wrong path it has.
 

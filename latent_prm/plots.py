@@ -56,6 +56,14 @@ _NOISE_LINES: dict[NoiseLine, tuple[str, str, str, str]] = {  # label, colour, d
     "vote": ("the majority is right", ORANGE, "-", "s"),
     "oracle": ("any path is right", GREEN, "-.", "D"),
 }
+ABOUT = {
+    "auroc": "AUROC within questions",
+    "brier": "Brier score",
+    "ece": "ECE",
+    "oracle": "any path is right",
+    "vote": "majority is right",
+}
+"""What an experiment's figures are; the others are rules, and how often they are right."""
 ABREAST = 3
 """Panels side by side."""
 MOST_EPOCHS = 20
@@ -334,6 +342,34 @@ def compute_curve(curves: Sequence[ComputeCurve], points: Sequence[ComputePoint]
                                fontsize="x-small")  # fmt: skip
 
     _write([partial(draw, "latents", "latent steps"), partial(draw, "total", "all compute, in latent steps,")], path)
+
+
+def axis_curve(axis: str, lines: Mapping[str, Sequence[tuple[float, Interval]]], name: str, path: Path) -> None:
+    """Write a figure of an experiment, in per cent, against an axis (of a log scale where numbers grow tenfold), with
+    its 95 % intervals over questions as bands.
+    """
+
+    def draw(axes: Axes) -> None:
+        looks = [(colour, dash) for dash in ("-", "--", ":") for colour in (BLUE, RED, GREEN, ORANGE, PURPLE)]
+        for i, (label, points) in enumerate(lines.items()):
+            colour, dash = looks[i % len(looks)]
+            line = {"label": label, "color": colour, "linestyle": dash, "marker": "o", "markersize": 4}
+            _band(axes, [x for x, _ in points], [_per_cent(over) for _, over in points], line)
+        values = sorted({x for points in lines.values() for x, _ in points})
+        if values[0] > 0 and values[-1] >= 10 * values[0]:
+            axes.set_xscale("log")
+        axes.set_xticks(values, [f"{value:,g}" if value < 1e6 else f"{value:g}" for value in values])
+        axes.minorticks_off()
+        if name.startswith("gap_"):
+            axes.axhline(0, color=GREY, linestyle=":")
+            said = f"gap recovered by {name.removeprefix('gap_')}"
+        else:
+            said = ABOUT.get(name, f"right by {name}")
+        axes.set(xlabel={"questions": "training questions"}.get(axis, axis), ylabel=f"{said}, %")
+        if any(lines):
+            axes.legend(frameon=False)
+
+    _write([draw], path)
 
 
 def _write(draws: Sequence[Callable[[Axes], None]], path: Path, heights: Sequence[float] = ()) -> None:

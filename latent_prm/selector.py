@@ -22,8 +22,6 @@ How = Literal["best", "vote", "weighted_vote", "logit_vote", "rank_vote", "tie_b
 HOWS: tuple[How, ...] = get_args(How)
 NEEDS_LOWER: frozenset[How] = frozenset({"conservative"})
 """The rules that need a lower bound of every score."""
-FROM_ALL: frozenset[How] = frozenset({"rank_vote", "agreement"})
-"""The rules where a path's weight depends on the other paths: in a subset of them it is another."""
 
 _TIE = 1e-9  # as in metrics: two sums of the same weights in another order differ by rounding
 _SUREST = 1 - 1e-4  # No one path may outvote any number of others.

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import groupby, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -173,7 +174,7 @@ class Bench:
         drawn = list(islice(self.task.stream(options.split, options.seed), options.max_samples))
         if not drawn:
             raise ValueError(f"{options.task} has no questions in the split {options.split}. Type another --split.")
-        self.questions: list[Question] = sorted(drawn, key=_task_of)  # a batch is of one task, so that costs are too
+        self.questions: list[Question] = sorted(drawn, key=attrgetter("task"))  # a batch is of one task, so that costs are too
         self.reasoner = Reasoner.from_pretrained(**options.reasoner())
         self.growth = replace(self.reasoner.growth(**options.growth()), noise_free=False)
         for question in self.questions:
@@ -222,7 +223,7 @@ class Bench:
         size = self.options.batch_size or batch_size(self.reasoner, self.questions, self.pool_growth)
         found: list[Any] = []
         costs: list[list[float]] = []
-        for _, group in groupby(self.questions, _task_of):
+        for _, group in groupby(self.questions, attrgetter("task")):
             of_task = list(group)
             for start in range(0, len(of_task), size):
                 batch, before = of_task[start : start + size], self._bill()
@@ -284,10 +285,6 @@ class Bench:
         return from_name(name, scorer, after=self.options.latents())
 
 
-def _task_of(question: Question) -> str:
-    return question.id.rpartition("-")[0]
-
-
 def _names(typed: str, known: Sequence[str], option: str) -> list[str]:
     found = typed.replace(" ", "").split(",")
     if unknown := [name for name in found if name not in known]:
@@ -300,7 +297,7 @@ def _names(typed: str, known: Sequence[str], option: str) -> list[str]:
 
 def compare(tried: Sequence[Tried], unsteered: Sequence[Unsteered], bench: Bench) -> dict[str, Report]:
     """A report per task and, where there are several, one of all questions together, which stands last."""
-    names = [_task_of(question) for question in bench.questions]
+    names = [question.task for question in bench.questions]
     groups = {name: [i for i, other in enumerate(names) if other == name] for name in sorted(set(names))}
     if len(groups) > 1:
         groups[ALL] = list(range(len(names)))

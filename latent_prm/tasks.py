@@ -40,6 +40,11 @@ class Question:
     steps: tuple[str, ...] = ()
     """The true intermediate values on the way to the gold, in order; (): unknown, or there is more than one way."""
 
+    @property
+    def task(self) -> str:
+        """The name of the task that it came from."""
+        return self.id.rpartition("-")[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Grade:
@@ -266,7 +271,7 @@ class MixedTask(TextTask):
     def part(self, question: Question) -> Task:
         """The task a question of ours came from. Raises ValueError for a question of another task."""
         for part in self.parts:
-            if question.id.rpartition("-")[0] == part.name:
+            if question.task == part.name:
                 return part
         raise ValueError(f"question {question.id!r} is of none of the tasks {self.name}: name its task in --task too.")
 

@@ -16,7 +16,7 @@ from latent_prm.comparison import (
     discriminate_steps,
     table_sizes,
 )
-from latent_prm.metrics import CHOSEN, Pool, expected_accuracies, paired_difference, within_question_auroc
+from latent_prm.metrics import CHOSEN, Pool, expected_accuracies, paired_difference, question_aurocs
 
 
 def test_comparison_of_a_perfect_prm_closes_the_gap() -> None:
@@ -133,7 +133,8 @@ def test_a_rival_is_held_against_the_prm_question_by_question() -> None:
     assert found.gains["best"] == paired_difference(best[0], best[1], 100, seed=3)
     vote = [expected_accuracies(one, "weighted_vote", 6).per_question for one in (perfect, pool)]
     assert found.gains["vote"].mean == pytest.approx((vote[0] - vote[1]).mean())
-    areas = within_question_auroc(pool)
+    areas = question_aurocs(pool.scores, pool.correct)
+    areas = areas[~np.isnan(areas)]
     assert found.auroc is not None and found.auroc.mean == pytest.approx(areas.mean())
     assert found.gains["auroc"] == paired_difference(np.ones(len(areas)), areas, 100, seed=3)
     itself = against([pool, perfect], [pool, perfect], control=True, num_bootstrap=50, seed=0)

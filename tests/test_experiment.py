@@ -360,12 +360,12 @@ def test_a_picture_needs_an_axis_with_numbers(tmp_path: Path) -> None:
     found = find(cells, list(places), ["gap_best"], num_bootstrap=20)
     along = lines_of(found, places, "gap_best")
     assert along is not None and along[0] == "questions"
-    assert [(line.label, [x for x, _ in line.points]) for line in along[1]] == [
-        ("loss=mse", [250, 4000]),
-        ("loss=bce", [250, 4000]),
-    ]
+    assert {label: [x for x, _ in points] for label, points in along[1].items()} == {
+        "loss=mse": [250, 4000],
+        "loss=bce": [250, 4000],
+    }
     pytest.importorskip("matplotlib")
-    experiment.draw(*along, "gap_best", tmp_path / "picture.png")
+    experiment.axis_curve(*along, "gap_best", tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     words = {arm: {"loss": place["loss"]} for arm, place in places.items()}
     assert (

@@ -22,9 +22,7 @@ from latent_prm.metrics import (
     num_pairs,
     paired_difference,
     pick,
-    pooled_auroc,
     question_aurocs,
-    within_question_auroc,
 )
 from latent_prm.selector import HOWS, weights
 
@@ -212,8 +210,9 @@ def test_within_question_auroc_sees_no_difficulty_and_the_pooled_one_does():
         correct=[mixed, mixed, np.array([False, False]), np.array([True, True])],
         scores=[hard, easy, hard, easy],
     )
-    assert within_question_auroc(pool).tolist() == [0.0, 0.0]  # the other two have no right and wrong to tell apart
-    assert pooled_auroc(pool) == (0.5 + 3 + 3 + 3.5) / 16  # 0.1, 0.8, 0.8, 0.9 against 0.2, 0.9, 0.1, 0.2
+    areas = question_aurocs(pool.scores, pool.correct)
+    assert areas[:2].tolist() == [0.0, 0.0] and np.isnan(areas[2:]).all()  # which have no right and wrong to tell apart
+    assert auroc(np.concatenate(pool.scores), np.concatenate(pool.correct)) == (0.5 + 3 + 3 + 3.5) / 16  # 0.1, 0.8, 0.8, 0.9 against 0.2, 0.9, 0.1, 0.2
 
 
 def test_the_bootstrap_interval_of_a_coin_is_its_standard_error():

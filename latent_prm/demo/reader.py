@@ -11,7 +11,9 @@ latents whether it is right. It has seen no tree and no outcome; what it says is
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -159,7 +161,7 @@ def teach(
         else:
             loss, found = follow(reasoner, reader, verdict, lesson, term, generator)
             few = lesson.part(FACTS)
-            loss = loss + 0.3 * facts(reasoner, reader, few, Term(**{**vars(term), "paths": 8}), generator)
+            loss = loss + 0.3 * facts(reasoner, reader, few, replace(term, paths=8), generator)
             if answers:
                 searches = Lesson.of(draw_problems(rng, CHECKED, 0, 1), tokenizer, Recipe().latent_steps)
                 more, told = check(reader, verdict, searches, answers, generator)
@@ -207,14 +209,8 @@ def follow(
     made_up = torch.where(torch.rand(B, K, 1, generator=generator) < 0.5, right_way, astray)
     answers, right, filled = write_answers(lesson, thought, made_up, generator)
     paths = torch.cat([latents, reader.model.embed_tokens(answers.clamp_min(0))], 2)
-    seen: list[Tensor] = []
-
-    def look(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        seen.append(output)
-
-    keep = reader.model.norm.register_forward_hook(look)
-    first, after = read_on(reader, lesson, paths)
-    keep.remove()
+    with last_states(reader) as seen:
+        first, after = read_on(reader, lesson, paths)
     logits = verdict(seen[0][:, -2 * K * T :]).view(B, K, 2 * T)
     before = torch.cat([first[:, None, None].expand(-1, K, 1, -1), after[:, :, : T - 1]], 2)
     true = truly_next(lesson, thought)
@@ -239,17 +235,22 @@ def check(
     numbers = near_misses(lesson, answers, generator)
     T = numbers.shape[2]
     right, filled = judge(lesson, numbers), (torch.arange(T) < lesson.count[:, None, None]).expand_as(numbers)
-    seen: list[Tensor] = []
-
-    def look(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        seen.append(output)
-
-    keep = reader.model.norm.register_forward_hook(look)
-    read_on(reader, lesson, reader.model.embed_tokens(numbers), gap=T)
-    keep.remove()
+    with last_states(reader) as seen:
+        read_on(reader, lesson, reader.model.embed_tokens(numbers), gap=T)
     logits = verdict(seen[0][:, -answers * T :]).view(len(numbers), answers, T)
     loss = F.binary_cross_entropy_with_logits(logits[filled], right[filled].float())
     return loss, ((logits > 0) == right)[filled].float().mean().item()
+
+
+@contextmanager
+def last_states(reader: Qwen3ForCausalLM) -> Iterator[list[Tensor]]:
+    """What the reader's last layer says [B, S, D] of whatever it reads in here, before any head."""
+    seen: list[Tensor] = []
+    keep = reader.model.norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    try:
+        yield seen
+    finally:
+        keep.remove()
 
 
 def near_misses(lesson: Lesson, answers: int, generator: torch.Generator) -> Int[Tensor, "B K T"]:
