@@ -31,12 +31,17 @@ COMMANDS = {
     "train": Command("trainer", "TrainOptions", "train a latent process reward model on shards"),
     "evaluate": Command("evaluator", "EvaluateOptions", "measure how much a PRM improves the choice among paths"),
     "solve": Command("solver", "SolveOptions", "answer one question, with its probability, and show the vote"),
+    "serve": Command("server", "ServeOptions", "score paths and answer questions over HTTP, with a page to watch"),
     "steer": Command(
         "steerer", "SteerOptions", "let a scorer steer the thinking, and measure accuracy against compute"
     ),
     "experiment": Command("experiment", "ExperimentOptions", "train and measure a grid of PRMs, into one table"),
     "inspect": Command("inspector", "InspectOptions", "print what a folder of shards holds"),
+    "report": Command("reporter", "ReportOptions", "write one HTML page about a run, shards, an evaluation"),
+    "verify": Command("verifier", "VerifyOptions", "check shards and checkpoints against what was written, and repair"),
+    "export": Command("exporter", "ExportOptions", "write a PRM as a plain Hugging Face folder that others load"),
     "convert": Command("converter", "ConvertOptions", "turn another program's nested .pt files into shards"),
+    "doctor": Command("doctor", "DoctorOptions", "say what is installed, what this machine has, and what is missing"),
 }
 
 

@@ -21,12 +21,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from latent_prm import files, tuning
+from latent_prm import files, seals, tuning
 from latent_prm.memory import spell
 from latent_prm.model import QwenLatentPRM
 from latent_prm.ranks import spread_moments, whole
+from latent_prm.seals import MANIFEST
+from latent_prm.weights import check_tensors
 
 FORMAT = "latent-prm-checkpoint/1"
+_STATE = {int: "step epoch epoch_steps seed stale", bool: "finished", dict: "sums units scaler"}
+_STATE |= {list: "epoch_losses val_losses"}
 
 
 @dataclass(kw_only=True)
@@ -162,7 +166,7 @@ def save_checkpoint(folder: str | Path, moment: Moment) -> None:
         # The large files were hashed on their way to the disk, the small ones are read again.
         hashed |= {path.name: files.digest(path) for path in temp.iterdir() if path.name not in hashed}
         listed = {name: {"size": (temp / name).stat().st_size, "sha256": hashed[name]} for name in sorted(hashed)}
-        files.save_json({"format": FORMAT, "files": listed, **(moment.origin or {})}, temp / "manifest.json")
+        seals.save_sealed({"format": FORMAT, "files": listed, **(moment.origin or {})}, temp / MANIFEST)
 
     files.commit_folder(folder, write)
 
@@ -186,12 +190,13 @@ def link_checkpoint(source: str | Path, target: str | Path, without: Collection[
     the filesystem has hard links, else copied. The files ``without`` names are left out."""
 
     def write(temp: Path) -> None:
-        left = shutil.ignore_patterns(*without)
-        shutil.copytree(source, temp, copy_function=_link_or_copy, ignore=left, dirs_exist_ok=True)
+        for path in sorted(Path(source).iterdir()):
+            if path.is_file() and path.name not in without:
+                _link_or_copy(path, temp / path.name)
         if without:
-            manifest = files.load_json(temp / "manifest.json")
-            manifest["files"] = {name: file for name, file in manifest["files"].items() if name not in without}
-            files.save_json(manifest, temp / "manifest.json")  # a new file: the one at the source stays as it is
+            manifest, listed = seals.listed(temp / MANIFEST)
+            manifest["files"] = {name: file for name, file in listed.items() if name not in without}
+            seals.save_sealed(manifest, temp / MANIFEST)  # a new file: the one at the source stays as it is
 
     files.commit_folder(target, write)
 
@@ -201,15 +206,11 @@ def verify_checkpoint(folder: str | Path) -> dict[str, Any]:
 
     Raises ``files.BadFile``, naming the first file that is missing or has changed.
     """
-    folder = Path(folder)
-    manifest = files.load_json(folder / "manifest.json")
-    listed = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(listed, dict) or manifest.get("format") != FORMAT or "training_state.json" not in listed:
-        raise files.BadFile(f"{folder / 'manifest.json'}: not the manifest of a checkpoint.")
-    for name, file in listed.items():
-        if Path(name).name != name or not isinstance(file, dict) or set(file) != {"size", "sha256"}:
-            raise files.BadFile(f"{folder / 'manifest.json'}: {name!r} is not described as a file of this folder.")
-        files.verify(folder / name, file["sha256"])
+    path = Path(folder, MANIFEST)
+    manifest, listed = seals.listed(path)
+    if manifest.get("format") != FORMAT or "training_state.json" not in listed:
+        raise files.BadFile(f"{path}: not the manifest of a checkpoint.")
+    seals.check_files(folder, listed)
     return manifest
 
 
@@ -235,15 +236,22 @@ def load_progress(
     folder = Path(folder)
     _load(folder / "optimizer.pt", lambda held: optimizer.load_state_dict(spread_moments(held, optimizer)))
     _load(folder / "scheduler.pt", scheduler.load_state_dict)
+    return load_state(folder), _history(folder / "metrics.jsonl")
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
     try:
-        lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
-    except OSError as error:
-        raise files.BadFile(f"{folder / 'metrics.jsonl'}: cannot be read ({error.strerror}).") from error
-    return load_state(folder), [json.loads(line) for line in lines]
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise files.BadFile(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+    if odd := [number for number, line in enumerate(lines, 1) if not isinstance(line, dict)]:
+        raise files.BadFile(f"{path}, line {odd[0]}: not an entry of a run.")
+    return lines
 
 
 def _load(path: Path, put: Callable[[Any], object]) -> None:
     held = files.load_tensors(path)
+    check_tensors(path, held)
     try:
         put(held)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -254,14 +262,18 @@ def load_state(folder: str | Path) -> TrainingState:
     """How far a checkpoint is. Raises ``files.BadFile`` when training_state.json lacks a piece, or has one too many."""
     path = Path(folder, "training_state.json")
     said, known = files.load_json(path), {field.name for field in fields(TrainingState)}
-    if not isinstance(said, dict) or set(said) != known or not isinstance(said["step"], int):
+    if not isinstance(said, dict) or set(said) != known:
         odd = ", ".join(sorted(known ^ set(said))) if isinstance(said, dict) else type(said).__name__
-        raise files.BadFile(f"{path}: not the state of a run of this version ({odd or 'step'}).")
+        raise files.BadFile(f"{path}: not the state of a run of this version ({odd}).")
+    kinds = [(name, kind) for kind, names in _STATE.items() for name in names.split()]
+    kinds.append(("best", type(None) if said["best"] is None else dict))
+    if odd := [name for name, kind in kinds if type(said[name]) is not kind]:
+        raise files.BadFile(f"{path}: not the state of a run: {odd[0]} is {said[odd[0]]!r}.")
     return TrainingState(**said)
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def _link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # no hard links here: FAT, some network filesystems
-        shutil.copyfile(source, target)
+        files.copy(source, target)

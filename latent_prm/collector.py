@@ -29,11 +29,12 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from latent_prm import files, shards
+from latent_prm import files, preflight, shards
 from latent_prm.files import BadFile
 from latent_prm.growth import Growth
+from latent_prm.memory import stored
 from latent_prm.options import CollectOptions
-from latent_prm.pretrained import versions
+from latent_prm.pretrained import find_device, versions
 from latent_prm.preview import preview
 from latent_prm.reasoner import Reasoner, batch_size
 from latent_prm.stopping import ending_on_sigterm, undisturbed
@@ -96,13 +97,19 @@ def main(options: CollectOptions) -> None:
     logging.basicConfig(format="[Collector] %(message)s")
     logging.getLogger("latent_prm").setLevel(logging.INFO)
     with ending_on_sigterm():
+        preflight.can_write(options.output_dir)
+        if options.engine == "local":
+            find_device(options.device)
         task = load_task(options.task)
         questions, total = draw(options, task)
-        reasoner = load(options, total)
+        reasoner = load(options, total, weights=False)
         growth = reasoner.growth(**options.growth())
         if options.dry_run:
             preview(questions, total, reasoner, growth, options)
             return
+        check_room(options, total, reasoner, growth)
+        if options.engine == "local":
+            reasoner = load(options, total)
         with only_collector(options) as folder, running(options, total, reasoner, task, growth) as (engine, facts):
             writer = ShardWriter(folder, name_of(options, task), describe(options, task, reasoner, growth) | facts)
             done = finished(writer, options.skip_bad_files)
@@ -139,12 +146,26 @@ def draw(options: CollectOptions, task: Task) -> tuple[Iterator[Question], int |
     return islice(questions, number - 1, None, jobs), total
 
 
-def load(options: CollectOptions, total: int | None) -> Reasoner:
-    """The reasoner; without its weights where others grow, who may have the GPU that this machine lacks, or nobody."""
+def load(options: CollectOptions, total: int | None, weights: bool = True) -> Reasoner:
+    """The reasoner; without its weights it plans, for others who grow and may have the GPU that this machine lacks."""
     given = loading(options, total)
-    if options.engine == "ray" and not torch.cuda.is_available():
+    if not weights and not options.dry_run and (options.engine == "local" or not torch.cuda.is_available()):
         given["device"] = "cpu"
-    return Reasoner.from_pretrained(**given, weights=options.engine == "local" and not options.dry_run)
+    return Reasoner.from_pretrained(**given, weights=weights)
+
+
+def check_room(options: CollectOptions, total: int | None, reasoner: Reasoner, growth: Growth) -> None:
+    """Raises OSError or ValueError where the disk, or the width of what is there, would stop the collection later."""
+    folder, wide = options.output_dir, reasoner.latent_dim
+    if (there := preflight.width_there(folder)) not in (None, wide):
+        raise ValueError(
+            f"The latents in {folder} are {there} wide, but those of {options.model_path} are {wide}. Type another "
+            "--output_dir: shards of one reasoner stand by themselves."
+        )
+    done = sum(metadata["num_questions"] for _, metadata in _readable(Path(folder)))
+    left = options.shard_size if total is None else total if options.shard else max(0, total - done)
+    needed, way_out = stored(growth, wide) * left, "Type a lower --max_samples or --num_paths, or another --output_dir."
+    log.info("disk: %s", preflight.has_room(folder, needed, f"the trees of {left:,} questions", way_out))
 
 
 def loading(options: CollectOptions, total: int | None) -> dict[str, Any]:
@@ -283,7 +304,13 @@ class ShardWriter:
         """Write what is held, if anything. Ctrl-C and SIGTERM wait until it is written and no longer held."""
         with undisturbed():
             if self.trees:
-                shards.write_shard(self.trees, self.folder, self._free_name(), self.facts | self._counted())
+                name = self._free_name()
+                try:
+                    shards.write_shard(self.trees, self.folder, name, self.facts | self._counted())
+                except OSError:
+                    if shards.metadata_path(self.folder / f"{name}.pt").exists():  # all was there when the disk failed
+                        self._start()
+                    raise
             self._start()
 
     def _free_name(self) -> str:

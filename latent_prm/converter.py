@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from latent_prm import foreign, shards
+from latent_prm import files, foreign, preflight, shards
 from latent_prm.files import BadFile
 from latent_prm.foreign import Harvest
 from latent_prm.options import ConvertOptions
@@ -35,8 +35,12 @@ def main(options: ConvertOptions) -> None:
             output folder does not go with it.
     """
     logging.basicConfig(format="[Converter] %(message)s")
+    preflight.can_write(options.output_dir)
     harvest = read(options)
     fresh = missing(harvest.trees, options)
+    held = (path.latents for tree in fresh for path in tree.paths)
+    needed, way_out = sum(latents.nbytes for latents in held), "Type another --output_dir."
+    preflight.has_room(options.output_dir, needed, f"the trees of {len(fresh):,} questions", way_out)
     written = write(fresh, harvest, options)
     report(harvest, fresh, written, options)
 
@@ -46,7 +50,10 @@ def read(options: ConvertOptions) -> Harvest:
     folder = Path(options.path)
     if folder.resolve() == Path(options.output_dir).resolve():
         raise ValueError(f"--output_dir is {options.path} itself. Choose another folder: shards stand by themselves.")
-    paths = sorted(path for path in folder.glob("*.pt") if foreign.beside(path) is not None)
+    paths = sorted(folder.glob("*.pt"))
+    for metadata in filter(Path.exists, map(shards.metadata_path, paths)):
+        files.load_json(metadata)  # a damaged one is named here: it must not make a file one of another kind
+    paths = [path for path in paths if foreign.beside(path) is not None]
     harvest = foreign.read(paths, options.use_heuristic_scores)
     if harvest.bad:
         raise BadFile("\n".join([*harvest.bad, "Move what is damaged elsewhere, and type the same command again."]))

@@ -10,10 +10,11 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from latent_prm import confidence
+from latent_prm import confidence, preflight
 from latent_prm.doubt import scores_and_bounds
 from latent_prm.evaluation import Evaluation, Scored, Scores, evaluate, fewer_paths, first, pool_of
 from latent_prm.files import BadFile, load_json, save_json
@@ -52,7 +53,12 @@ def main(options: EvaluateOptions) -> Evaluation:
 
 def measure(options: EvaluateOptions) -> tuple[Evaluation, list[str]]:
     """Load, score and compare; also the files that were left out, in words. Raises as `main`."""
-    folders = [checkpoint_folder(checkpoint) for checkpoint in options.checkpoint]
+    folders, device = [checkpoint_folder(checkpoint) for checkpoint in options.checkpoint], pick_device(options.device)
+    own = [checkpoint for checkpoint in options.checkpoint if checkpoint != BUILTIN and options.calibrate_on]
+    for place in (output_folder(options), *own):
+        preflight.can_write(place)
+    for checkpoint, data_dir in product(options.checkpoint, filter(None, [options.data_dir, options.calibrate_on])):
+        preflight.check_data(data_dir, checkpoint)
     bad_files: list[str] = []
     trees, seen = unseen(load_trees(options.data_dir, options.skip_bad_files, bad_files), folders)
     apart = others(options.calibrate_on, trees, options, folders)
@@ -60,7 +66,7 @@ def measure(options: EvaluateOptions) -> tuple[Evaluation, list[str]]:
     checked_apart = apart if reasoner is not None and apart and grown_by(reasoner, options.calibrate_on) else []
     said, said_apart, fitted = [], [], []
     for folder in folders:
-        model = QwenLatentPRM.from_pretrained(folder, device=pick_device(options.device))
+        model = QwenLatentPRM.from_pretrained(folder, device=device)
         for tree in (trees[0], *apart[:1]):
             check_width(model, tree, options)
         said.append(listen(model, trees, options))
@@ -248,13 +254,9 @@ def others(
 
 def check_width(model: QwenLatentPRM, tree: ReasoningTree, options: EvaluateOptions) -> None:
     """Raises ValueError when the folder's latents (all trees of a folder are alike) are not what the PRM reads."""
-    width = tree.paths[0].latents.shape[-1]
-    if width != model.thought_dim:
-        raise ValueError(
-            f"The latents in {options.data_dir} are {width} wide, but the PRM in {', '.join(options.checkpoint)} reads "
-            f"latents {model.thought_dim} wide. Type the --data_dir of the reasoner it was trained for, or another "
-            "--checkpoint."
-        )
+    width, of = tree.paths[0].latents.shape[-1], f"The latents in {options.data_dir}"
+    way_out = "Type the --data_dir of the reasoner it was trained for"
+    preflight.same_width(width, model.thought_dim, of, ", ".join(options.checkpoint), way_out)
 
 
 # --- saving ---------------------------------------------------------------------------------------------------------

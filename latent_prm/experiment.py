@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from latent_prm import files, resuming, trainer
+from latent_prm import files, preflight, resuming, trainer
 from latent_prm.demo import reader_folder
 from latent_prm.evaluator import unseen
 from latent_prm.findings import Cell, Measured, csv_of, find, lines_of, markdown_of, measure
@@ -26,7 +26,7 @@ from latent_prm.grid import Arm, Grid, load_grid
 from latent_prm.model import QwenLatentPRM
 from latent_prm.options import CollectOptions, ExperimentOptions, TrainOptions
 from latent_prm.plots import NoMatplotlib, axis_curve
-from latent_prm.pretrained import find_folder, pick_device, versions
+from latent_prm.pretrained import find_device, find_folder, pick_device, versions
 from latent_prm.stock import Stock, digest, of_model, quiet_again
 from latent_prm.stopping import ending_on_sigterm
 
@@ -151,7 +151,11 @@ class Work:
 
 
 def refuse_the_impossible(work: Work) -> None:
-    """What only the tasks and folders can tell. Raises ValueError, naming the arm."""
+    """What only the tasks, folders and devices can tell. Raises OSError, or ValueError naming the arm."""
+    preflight.can_write(work.folder)
+    preflight.can_write(work.stock.folder)
+    for device in {arm.train.device for arm in work.grid.arms} | {pool.device for pool in work.grid.evaluate.values()}:
+        find_device(device)
     for arm in work.grid.arms:
         learned = {question.id for question in work.stock.first(arm.pool, arm.questions)}
         for name, pool in work.grid.evaluate.items():

@@ -6,6 +6,7 @@ never code, and any doubt about it is a ``BadFile`` that names the file.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
@@ -34,12 +35,25 @@ class BadFile(ValueError):
     """A file that cannot be trusted; the message names it and says what is wrong."""
 
 
+class DiskFull(OSError):
+    """No space left: the message has the path, the bytes it needs (as far as is known) and those that are free."""
+
+    def __init__(self, path: str | Path, needed: int) -> None:
+        there = next(folder for folder in Path(path).absolute().parents if folder.is_dir())
+        free, self.needed = shutil.disk_usage(there).free, needed
+        said = f"it needs {needed:,} bytes or more, and {free:,} are free"
+        super().__init__(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {said}", str(path))
+
+
 class _HashingWriter(io.BufferedWriter):
-    """Hashes what passes through, so that the checksum is of what was meant, not of what the disk returned."""
+    """Hashes what passes through, so that the checksum is of what was meant, not of what the disk returned.
+
+    Every write of this project passes one of these.
+    """
 
     def __init__(self, raw: io.RawIOBase) -> None:
         super().__init__(raw)
-        self.sha256 = hashlib.sha256()
+        self.sha256, self.size = hashlib.sha256(), 0
         self.error: OSError | None = None
 
     def seekable(self) -> bool:
@@ -48,6 +62,7 @@ class _HashingWriter(io.BufferedWriter):
     def write(self, data: Any, /) -> int:
         try:
             self.sha256.update(data)
+            self.size += memoryview(data).nbytes
             return super().write(data)
         except OSError as error:  # torch.save may turn it into a RuntimeError that has forgotten the reason
             self.error = self.error or error
@@ -76,14 +91,33 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> str:
         reason = error if isinstance(error, OSError) else file and file.error
         if reason is None or reason.errno is None:
             raise
-        raise OSError(reason.errno, reason.strerror, str(path)) from error
+        raise _refused(reason, path, _on_disk(file.size) if file else 0) from error
     return file.sha256.hexdigest()
+
+
+def append(path: str | Path, text: str) -> None:
+    """Add to a file at its end: the one write here that a kill can cut short. Raises OSError, naming ``path``."""
+    content = text.encode()
+    try:
+        with _HashingWriter(io.FileIO(path, "a")) as file:
+            file.write(content)
+    except OSError as error:
+        raise _refused(error, Path(path), len(content)) from error
+
+
+def copy(source: str | Path, target: str | Path) -> str:
+    """Copy a file's bytes as `atomic_write` writes, and return their sha256."""
+    with open(source, "rb") as file:
+        return atomic_write(target, lambda out: shutil.copyfileobj(file, out))
 
 
 def commit_folder(final: str | Path, write: Callable[[Path], object]) -> None:
     """Fill a folder through ``write(temp_folder)``: afterwards ``final`` is the whole new folder, or as before.
 
     A killed replacement may leave the old folder as ``.<name>.old``; the next commit puts it back or removes it.
+
+    Raises:
+        OSError: the disk refused; it names the file by the place where it would have stood.
     """
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -106,9 +140,14 @@ def commit_folder(final: str | Path, write: Callable[[Path], object]) -> None:
                 aside.rename(final)
             raise
         _fsync(final.parent)
-    except BaseException:
-        _remove(temp)
-        raise
+    except BaseException as error:
+        held = sum(_on_disk(path.lstat().st_size) for path in temp.rglob("*"))
+        shutil.rmtree(temp, ignore_errors=True)  # what cannot be removed now is swept later
+        if not isinstance(error, OSError) or error.errno is None:
+            raise
+        place = Path(error.filename) if isinstance(error.filename, str) else temp
+        place = final / place.relative_to(temp) if temp in (place, *place.parents) else place
+        raise _refused(error, place, held + getattr(error, "needed", 0)) from error
     if os.path.lexists(aside):
         _remove(aside)
 
@@ -129,8 +168,11 @@ def lock(path: str | Path, who: str, way_out: str, shared: bool = False) -> Iter
             owner = file.read().strip() or "unknown"
             raise ValueError(f"Another {who} (pid {owner}) is writing into {path.parent}. {way_out}") from None
         if not shared:
-            file.truncate(0)
-            print(f"{os.getpid()} on {socket.gethostname()}", file=file, flush=True)
+            try:
+                file.truncate(0)
+                os.write(file.fileno(), f"{os.getpid()} on {socket.gethostname()}\n".encode())
+            except OSError as error:
+                raise _refused(error, path, 0) from error
         yield
 
 
@@ -304,6 +346,16 @@ def _no_constant(name: str) -> Any:
 def _temp_beside(path: Path) -> Path:
     """A name that is free, short however long the final one is, in the same folder so that a rename is all it takes."""
     return path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _refused(error: OSError, path: Path, needed: int) -> OSError:
+    """The same error, of this path; of a full disk with figures."""
+    return DiskFull(path, needed) if error.errno == errno.ENOSPC else OSError(error.errno, error.strerror, str(path))
+
+
+def _on_disk(size: int) -> int:
+    """Bytes that a file takes where blocks have the usual 4 KiB."""
+    return -(-size // 4096) * 4096
 
 
 def _remove(path: Path) -> None:

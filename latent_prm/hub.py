@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal, NamedTuple
 
 from latent_prm.grading import Kind, boxed, extract_answer, with_choices
+from latent_prm.reaching import patiently
 from latent_prm.rows import DATA, READERS, Row, first_line, rows_of
 
 Split = Literal["train", "validation", "test"]
@@ -323,7 +325,8 @@ def _fetch(name: str, split: Split) -> Iterator[tuple[str, Row]]:
     dataset, theirs = DATASETS[name], DATASETS[name].splits[split]
     for config in dataset.configs or (None,):
         try:
-            table: Any = datasets.load_dataset(dataset.repo, config, split=theirs, revision=dataset.revision)
+            load = partial(datasets.load_dataset, dataset.repo, config, split=theirs, revision=dataset.revision)
+            table: Any = patiently(load, dataset.repo)
         except Exception as error:  # a dozen kinds, of three libraries
             raise ValueError(_why_not(name, dataset.repo, error)) from error
         for number, row in enumerate(table, 1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,12 +23,30 @@ class Terminal(logging.Handler):
         stream.flush()  # into a pipe too
 
 
+class LogFile(logging.FileHandler):
+    """A file of log lines. Where the disk refuses one, that is said once: what is logged must not end a run, nor hide
+    what does."""
+
+    refused = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say it on stderr."""
+        if not self.refused:
+            tqdm.write(f"{self.baseFilename}: {sys.exc_info()[1]}: it lacks lines from here on.", file=sys.stderr)
+        self.refused = True
+
+    def close(self) -> None:
+        """As far as the disk lets it."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def log_lines(path: Path, level: str) -> Iterator[None]:
     """The whole package's log lines go to the terminal and into a file; so does what ends the run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     package = logging.getLogger("latent_prm")
-    handlers, before = (Terminal(), file := logging.FileHandler(path, encoding="utf-8")), package.level
+    handlers, before = (Terminal(), file := LogFile(path, encoding="utf-8")), package.level
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package.setLevel(level)
     for handler in handlers:

@@ -71,6 +71,16 @@ def footprint(config: Any, itemsize: int, growth: Growth, prompts: list[int]) ->
     return max(moments, key=lambda moment: moment.total)
 
 
+def stored(growth: Growth, latent_dim: int) -> int:
+    """Bytes of one question's latents, hidden states and tips on disk."""
+    paths, vectors = 1, 0
+    for run in growth.runs:
+        paths *= run.branches
+        tip = int(run.latent_steps > 0)
+        vectors += (paths + growth.noise_free) * (run.latent_steps * (2 if growth.keep_hidden else 1) + tip)
+    return 4 * latent_dim * vectors
+
+
 def budget(device: torch.device) -> int:
     """Bytes that a batch may take on a device, the weights being there already."""
     if device.type != "cuda":

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple, get_args, overload
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag, linear
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from latent_prm import files
+from latent_prm import files, weights
 from latent_prm.demo import prm_folder, reader_folder
 from latent_prm.options import BUILTIN, READABLE, Context, Sees
 from latent_prm.packing import PackedBatch, pack
-from latent_prm.pretrained import find_folder, loading
+from latent_prm.pretrained import fetch, find_folder, loading
 from latent_prm.reading import Read, read_trees
 from latent_prm.tree import Path as LatentPath
 from latent_prm.tree import ReasoningTree
@@ -86,8 +89,8 @@ class QwenLatentPRM(nn.Module):
             model_path = find_folder(str(model_path), reader_folder)
             # transformers would load the checkpoint's dtype; bfloat16 parameters swallow updates of 2e-5.
             with loading(model_path):
-                backbone = AutoModel.from_pretrained(model_path, dtype=torch.float32, trust_remote_code=False)
-                tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=False)
+                backbone = fetch(AutoModel, model_path, dtype=torch.float32, trust_remote_code=False)
+                tokenizer = fetch(AutoTokenizer, model_path, trust_remote_code=False)
         self.backbone, self.tokenizer = backbone, tokenizer
         self.max_seq_length: int = 512
         """Latents of a chain that it was trained to read; longer chains lose latents at the root end."""
@@ -172,7 +175,7 @@ class QwenLatentPRM(nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As in torch; pooling, projection and second head come with the weights, or go where these have none."""
         if "latent_width" in state_dict:  # else it is a part of one, which says nothing of what it has not
-            self._set_width(int(state_dict["latent_width"]))
+            self._set_width(weights.width_of(state_dict, self.hidden_size))
             self._set_second_head("correctness_head.weight" in state_dict)
             state_dict = {"reading_code": self.reading_code, **state_dict}  # the first had none: it stays as it is
         found = super().load_state_dict(state_dict, strict=strict, assign=assign)
@@ -186,7 +189,12 @@ class QwenLatentPRM(nn.Module):
     def from_pretrained(cls, checkpoint: str | Path, *, device: str | torch.device = "cpu") -> QwenLatentPRM:
         """The model of a checkpoint folder (or of ``"builtin"``), ready to score. Needs nothing but the folder.
 
-        Raises ``files.BadFile`` when the folder is not a checkpoint or is damaged.
+        >>> from latent_prm import QwenLatentPRM
+        >>> QwenLatentPRM.from_pretrained("builtin").pooling
+        'last'
+
+        Raises ``files.BadFile`` when the folder is not a checkpoint, is damaged, or is not all data: what its manifest
+        lists must be there as it was written. One without a manifest (exported, or made by hand) is believed.
         """
         folder = checkpoint_folder(checkpoint)
         for name in ("config.json", "pytorch_model.bin"):
@@ -200,17 +208,19 @@ class QwenLatentPRM(nn.Module):
             raise files.BadFile(
                 f"{folder / 'config.json'} does not describe a latent PRM. Type a folder as checkpoints/…/best."
             )
-        weights = files.load_tensors(folder / "pytorch_model.bin")
+        weights.check_config(folder, described)
+        state = weights.load(folder)
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            weights.check_size(config, state)
             backbone = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
             tokenizer = None
             if (folder / "tokenizer_config.json").is_file():
                 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model = cls(backbone=backbone, tokenizer=tokenizer, reads=own.get("reads", ["fed"]))
-            model.load_state_dict(weights)
+            model.load_state_dict(state)
             model.max_seq_length = int(own.get("max_seq_length", model.max_seq_length))
-        except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # a config.json can make transformers and torch raise whatever they have
             raise files.BadFile(f"{folder} is not a whole checkpoint: {error}") from error
         model.context = own.get("context", model.context)
         return model.to(device).eval()
@@ -230,7 +240,7 @@ class QwenLatentPRM(nn.Module):
         }
         files.save_json(described, folder / "config.json")
         if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
+            _save_tokenizer(self.tokenizer, folder)
 
     # --- scoring ---
 
@@ -288,6 +298,30 @@ class QwenLatentPRM(nn.Module):
         if self.tokenizer is None:
             raise ValueError("this model has no tokenizer to read questions with; load it from a folder that has one.")
         return self.tokenizer(list(questions))["input_ids"] if questions else []
+
+    @overload
+    def score(self, trees: ReasoningTree, head: str = "value", **settings: Any) -> Float[Tensor, " P"]: ...
+
+    @overload
+    def score(
+        self, trees: Sequence[ReasoningTree], head: str = "value", **settings: Any
+    ) -> list[Float[Tensor, " P"]]: ...
+
+    def score(
+        self, trees: ReasoningTree | Sequence[ReasoningTree], head: str = "value", **settings: Any
+    ) -> Float[Tensor, " P"] | list[Float[Tensor, " P"]]:
+        """The predicted score, 0..1, of every path of a tree, or of each of several; ``settings`` and errors are those
+        of :meth:`score_trees`.
+
+        >>> from latent_prm import QwenLatentPRM
+        >>> prm = QwenLatentPRM.from_pretrained("builtin")
+        >>> scores = prm.score(tree)
+        >>> len(scores) == len(tree.paths), bool((0 < scores).all() and (scores < 1).all())
+        (True, True)
+        """
+        if isinstance(trees, ReasoningTree):
+            return self.score_trees([trees], head=head, **settings)[0]
+        return self.score_trees(trees, head=head, **settings)
 
     @torch.no_grad()
     def score_trees(
@@ -461,6 +495,19 @@ def _code(reads: Sequence[str], sees: str) -> int:
     """A bit for each part that is read, and one for seeing the tree."""
     bits = [part in reads for part in READABLE] + [sees == "tree"]
     return sum(1 << bit for bit, on in enumerate(bits) if on)
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """It writes by itself, so it does it aside; what is kept is written as all else is. Raises OSError."""
+    with TemporaryDirectory(dir=folder) as aside:
+        try:
+            tokenizer.save_pretrained(aside)
+        except Exception as error:  # the part of it that is not Python knows no OSError
+            if not (code := re.search(r"\(os error (\d+)\)", str(error))):
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder / "tokenizer.json")) from error
+        for path in sorted(Path(aside).iterdir()):
+            files.copy(path, folder / path.name)
 
 
 def _described(own: dict[str, Any]) -> bool:

@@ -102,7 +102,7 @@ class GrowthOptions:
                     f"{said}: type a number {'above 0, up to 1' if name == 'top_p' else 'from 0 to below 1'}."
                 )
         if self.soft_temperature is not None and self.soft_temperature <= 0:
-            raise ValueError(f"--soft_temperature is {self.soft_temperature}, but it must be above 0.")
+            raise ValueError(f"--soft_temperature is {self.soft_temperature}, but it must be above 0: type 1, say.")
         self._refuse_what_nobody_reads()
         self.branch_counts()
 
@@ -121,7 +121,9 @@ class GrowthOptions:
                 "Leave it out, or type --temperature 0.6, say."
             )
         if self.revision is not None and (self.model_path == BUILTIN or Path(self.model_path).is_dir()):
-            raise ValueError(f"--revision is {self.revision}, but {self.model_path} is a folder, which has only one.")
+            raise ValueError(
+                f"--revision is {self.revision}, but {self.model_path} is a folder, which has only one: leave it out."
+            )
 
     def branch_counts(self) -> tuple[int, ...] | None:
         """``branches`` as numbers. Raises ValueError when it is no list of them."""
@@ -189,7 +191,7 @@ class CollectOptions(GrowthOptions):
         if self.max_samples != -1:
             _at_least(1, max_samples=self.max_samples)
         if self.num_workers is not None and self.engine != "ray":
-            raise ValueError(f"--num_workers is {self.num_workers}, but only --engine ray has workers.")
+            raise ValueError(f"--num_workers is {self.num_workers}, but only --engine ray has workers: type that too.")
         self.share()
 
     def share(self) -> tuple[int, int]:
@@ -456,7 +458,7 @@ class SolveOptions(GrowthOptions):
     steer: str | None = None
     """Steer the growing paths by the PRM: topk, particles, anytime, … (a wrong name lists them). Left out: none is."""
     confidence: float | None = None
-    """Of --steer anytime: stop once the leading answer leads for good with this probability. Left out: 0.95."""
+    """Of --steer anytime: stop once more paths would not mend the answer with this probability. Left out: 0.98."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -470,6 +472,50 @@ class SolveOptions(GrowthOptions):
             raise ValueError(
                 f"--confidence is {self.confidence}, but only --steer anytime reads it: type that too, or leave it out."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(GrowthOptions):
+    """Score paths and answer questions over HTTP, with a page to watch a tree grow. LATENT_PRM_TOKEN lets in."""
+
+    checkpoint: str = BUILTIN
+    """The PRM: a checkpoint folder (…/best), or "builtin" for the one that comes with the package."""
+    task: str = "arithmetic"
+    """How a question is put and its answer read where a request does not say, as in solve."""
+    select: Select = "auto"
+    """How one answer is chosen from the paths. auto: as the checkpoint's calibration.json says, else weighted_vote."""
+    solve: bool = True
+    """Answer questions too. --no-solve: score paths only, and load no reasoner."""
+    host: str = "127.0.0.1"
+    """The address to listen at. 0.0.0.0: at all of this machine's, for whoever can reach it."""
+    port: int = 8000
+    """The port to listen at. 0: any that is free."""
+    max_body_mb: int = 16
+    """Largest body of a request, in MiB."""
+    queue_size: int = 64
+    """Scoring requests that may wait; one more is told to come again (503)."""
+    batch_tokens: int = 4096
+    """Tokens (of question, latents and answers) scored at once; a request with more is refused."""
+    timeout: float = 60.0
+    """Seconds that a body may take to arrive, and a request to be answered."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(1, max_body_mb=self.max_body_mb, queue_size=self.queue_size, batch_tokens=self.batch_tokens)
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"--port is {self.port}: type a number from 0 (any free one) to 65535.")
+        if not 0 < self.timeout < math.inf:
+            raise ValueError(f"--timeout is {self.timeout}, but it must be a number of seconds above 0: type 60, say.")
+        self.asks("?")
+
+    def asks(self, question: str, **changed: Any) -> SolveOptions:
+        """What `latent-prm solve` would be told to answer a question as this server does, with what a request changes.
+
+        Raises ValueError as ``SolveOptions`` does.
+        """
+        names = [*(field.name for field in fields(GrowthOptions)), "checkpoint", "task", "select"]
+        own: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return SolveOptions(question=question, **(own | changed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -492,8 +538,8 @@ class SteerOptions(GrowthOptions):
     """Steer after so many latents of a path, as 2,4. Left out: after each; of several agents, after each agent."""
     select: Literal["best", "vote", "weighted_vote", "logit_vote", "rank_vote", "tie_break"] = "weighted_vote"
     """How the answer is chosen among the paths that finish."""
-    confidence: float = 0.95
-    """How sure anytime has to be of its answer to stop."""
+    confidence: float = 0.98
+    """How sure anytime has to be that more paths would not mend its answer, to stop."""
     pool_paths: int | None = None
     """Paths per question of the unsteered pool that others are compared with. Left out: 4 times num_paths."""
     num_bootstrap: int = 2000
@@ -552,6 +598,41 @@ class InspectOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Write one HTML page about a training run, a folder of shards, an evaluation or a steering result."""
+
+    path: tyro.conf.Positional[str]
+    """A training run, a folder of shards, or a folder (or file) of evaluation.json or steering.json."""
+    output: str | None = None
+    """The file to write. Left out: report.html in PATH, and of shards reports/report.html."""
+    checkpoint: str | None = None
+    """The PRM that colours the trees. Left out: the one that PATH names, else "builtin" where it can read them."""
+    data_dir: str | None = None
+    """Where the trees are. Left out: the folder that PATH names."""
+    questions: int = 200
+    """Trees to look at, at most; those with right and wrong paths first. 0: none."""
+    seed: int = 42
+    """Fixes which trees."""
+    device: Device = "auto"
+    """cuda, cpu, or auto: CUDA when there is one, else the CPU, said aloud."""
+    skip_bad_files: bool = False
+    """Carry on when a shard is damaged, naming it and leaving it out."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, questions=self.questions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Check whether what a stage wrote is as it was written, and fall back to what is sound."""
+
+    path: tyro.conf.Positional[str]
+    """A folder of shards, a training run, a checkpoint, a folder of results, or one that holds several of these."""
+    repair: bool = False
+    """Set aside what is damaged, put back what can be, remove what killed writes left, and say what to type next."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
     """Turn the nested .pt files of another program into shards."""
 
@@ -561,3 +642,32 @@ class ConvertOptions:
     """The folder the shards go to. Questions that are there already are left as they are."""
     use_heuristic_scores: bool = False
     """Take that program's guesses for the label-free score (train --no-use_prm_score). They never become labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write a PRM as a plain Hugging Face folder, a sequence classifier that transformers loads by itself."""
+
+    checkpoint: str
+    """A checkpoint folder (…/best) of a PRM with --pooling_strategy last, or "builtin"."""
+    output_dir: str
+    """The folder to write. What an earlier export left there is replaced, anything else never."""
+    push_to_hub: str | None = None
+    """Put it on the Hugging Face hub too, as OWNER/NAME: private, and by the token of HF_TOKEN or hf auth login."""
+    public: bool = False
+    """Make what --push_to_hub creates public."""
+
+    def __post_init__(self) -> None:
+        if self.public and self.push_to_hub is None:
+            raise ValueError("--public is about the hub, but nothing goes there: type --push_to_hub OWNER/NAME too.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """Say what is installed, what this machine has, and what is missing for what."""
+
+    timeout: float = 5.0
+    """Seconds to wait for the hub's answer. 0: do not ask."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, timeout=self.timeout)

@@ -9,15 +9,20 @@ import logging
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
+from transformers import AutoConfig
 
 from latent_prm import __version__
 from latent_prm.demo import reasoner_folder
 from latent_prm.options import BUILTIN
+from latent_prm.reaching import causes, patiently
+from latent_prm.rows import first_line
 
 log = logging.getLogger(__name__)
 
@@ -36,19 +41,34 @@ def versions(*more: str) -> dict[str, str]:
 def pick_device(device: str) -> torch.device:
     """The device to compute on; ``auto`` is CUDA when there is one, else the CPU, said aloud.
 
-    Raises ValueError for one that is not there.
+    Raises ValueError as `find_device`.
+    """
+    where = find_device(device)
+    if device == "auto":
+        log.info("device: %s (--device auto)", where)
+    return where
+
+
+def find_device(device: str) -> torch.device:
+    """As `pick_device`, with nothing said: to be asked before anything expensive.
+
+    Raises ValueError for a device that is not there. There is no silent run on another one.
     """
     if device == "auto":
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-        log.info("device: %s (--device auto)", found)
-        return torch.device(found)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(device)
+        kind: Any = torch.get_device_module(where)
     except RuntimeError:
         raise ValueError(f"--device is {device}, but there is no such kind. Type cuda, cpu or auto.") from None
-    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
-        found = f"{torch.cuda.device_count()} CUDA devices were" if torch.cuda.is_available() else "no CUDA device was"
-        raise ValueError(f"--device is {device}, but {found} found. Type --device cpu, or auto.")
+    if where.type == "cpu":
+        return where
+    count, name = kind.device_count() if kind.is_available() else 0, where.type.upper()
+    if (where.index or 0) >= count:
+        found = f"{count} {name} device{'s were' if count > 1 else ' was'}" if count else f"no {name} device was"
+        built = name == "CUDA" and torch.version.cuda is None
+        other = f" This torch ({torch.__version__}) is built without CUDA: https://pytorch.org has others." * built
+        raise ValueError(f"--device is {device}, but {found} found. Type --device cpu, or auto.{other}")
     return where
 
 
@@ -62,6 +82,19 @@ def find_folder(model_path: str, builtin: Callable[[], Path] = reasoner_folder) 
         way_out = 'Type --model_path with a Hugging Face folder or hub name, or "builtin".'
         raise ValueError(f"No model in {model_path}: there is no config.json. {way_out}")
     return str(folder) if folder.is_dir() else model_path
+
+
+def fetch(kind: Any, folder: str, **settings: Any) -> Any:
+    """``kind.from_pretrained``, asked again where the hub stumbles: `reaching.patiently`."""
+    return patiently(partial(kind.from_pretrained, folder, **settings), folder)
+
+
+def width_of(model_path: str, revision: str | None = None) -> int:
+    """The width of a reasoner's latents, as its config.json says. Raises ValueError where that cannot be had."""
+    folder = find_folder(model_path)
+    with loading(model_path):
+        config = fetch(AutoConfig, folder, revision=revision or "main", trust_remote_code=False)
+    return config.get_text_config().hidden_size
 
 
 @contextmanager
@@ -83,21 +116,30 @@ def loading(model_path: str) -> Iterator[None]:
                 f"The hub has no {model_path}, or not this --revision of it, or it is private: check the name, or set "
                 "HF_TOKEN to an access token that may read it."
             ) from error
+        if cause == "RemoteEntryNotFoundError" or "does not appear to have a file" in str(error):
+            raise ValueError(_no_model(model_path, error)) from error
         raise ValueError(
             f"{model_path} is not on this machine, and the hub was not reached. Unset HF_HUB_OFFLINE if it is set, "
             f"check the network, or download it elsewhere (hf download {model_path} --local-dir FOLDER) and type "
             "--model_path FOLDER."
         ) from error
+    except ValueError as error:
+        if "Unrecognized model" not in str(error):
+            raise
+        raise ValueError(_no_model(model_path, error)) from error
+
+
+def _no_model(model_path: str, error: Exception) -> str:
+    return (
+        f"{model_path} is there, but holds no model that can be loaded: {first_line(error)} Type another --model_path."
+    )
 
 
 def _cause(error: BaseException | None) -> str:
     """The name of the hub's own error among those that led to this one."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if type(error).__module__.startswith("huggingface_hub") and type(error).__name__.endswith("NotFoundError"):
-            return type(error).__name__
-        if type(error).__name__ == "GatedRepoError":
-            return "GatedRepoError"
-        error = error.__cause__ or error.__context__
+    for kind in map(type, causes(error)):
+        if kind.__name__ == "GatedRepoError" or (
+            kind.__module__.startswith("huggingface_hub") and kind.__name__.endswith("NotFoundError")
+        ):
+            return kind.__name__
     return ""

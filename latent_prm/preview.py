@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
-from shutil import disk_usage
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from latent_prm.growth import Growth
-from latent_prm.memory import bill, held, spell
+from latent_prm.memory import bill, held, spell, stored
 from latent_prm.options import CollectOptions
+from latent_prm.preflight import free_space
 from latent_prm.reasoner import Reasoner, batch_size
 from latent_prm.tasks import Question
 
@@ -63,12 +62,7 @@ def _figures(
     together = min(most, options.shard_size, total or most)
     weights = sum(p.nbytes for p in reasoner.model.parameters())
     process = held() if reasoner.device.type == "cpu" else 0
-    paths, stored = 1, 0
-    for run in growth.runs:
-        paths *= run.branches
-        tip = int(run.latent_steps > 0)
-        stored += (paths + growth.noise_free) * (run.latent_steps * (2 if growth.keep_hidden else 1) + tip)
-    per_question = 4 * reasoner.latent_dim * stored
+    per_question = stored(growth, reasoner.latent_dim)
     rows = {
         "questions": "without end" if total is None else f"{total:,}",
         "leaves per question": f"{growth.num_paths} and the noise-free path" if growth.noise_free else growth.num_paths,
@@ -83,12 +77,6 @@ def _figures(
             process + weights + each.total * together
         ),
         "disk": f"{spell(per_question * total) if total else spell(per_question) + ' a question'}, "
-        f"{spell(disk_usage(_there(options.output_dir)).free)} free",
+        f"{spell(free_space(options.output_dir))} free",
     }
     return bill(rows)
-
-
-def _there(folder: str) -> Path:
-    """The folder, or the first one above it that exists."""
-    path = Path(folder).absolute()
-    return next(one for one in (path, *path.parents) if one.exists())

@@ -31,6 +31,8 @@ def local_device(device: torch.device) -> torch.device:
     local = os.environ.get("LOCAL_RANK")
     if device.type != "cuda" or device.index is not None or local is None:
         return device
+    if int(local) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"Process {local} of this machine has no GPU of its own: there are {count}. Launch {count}.")
     torch.cuda.set_device(int(local))
     return torch.device("cuda", int(local))
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from jaxtyping import Float
@@ -24,9 +24,9 @@ from latent_prm.feedback import Dropout, LatentMap, SoftMixture, own_settings
 from latent_prm.growth import NOISE, NOISE_FREE, Chance, Growth, Row, Steer, branch, carry_on, draw, plan, quiet
 from latent_prm.memory import MOST_TOGETHER, Footprint, budget, footprint
 from latent_prm.options import BUILTIN, Align, Diversity
-from latent_prm.pretrained import find_folder, loading, pick_device
+from latent_prm.pretrained import fetch, find_folder, loading, pick_device
 from latent_prm.prompts import Pipeline, load_pipeline, render
-from latent_prm.tasks import Question, Task
+from latent_prm.tasks import OwnTask, Question, Task, as_question, load_task
 from latent_prm.thought import CompiledStep, Thought, decode, likeliest_or_drawn
 from latent_prm.tree import Answer, ReasoningTree
 from latent_prm.tree import Path as LatentPath
@@ -81,15 +81,17 @@ class Reasoner:
         if dtype == "auto":  # the built-in one is so small that exactness costs it a tenth of its time
             dtype = "float64" if model_path == BUILTIN else "bfloat16" if where.type == "cuda" else "float32"
         with loading(model_path):
-            at: dict[str, Any] = {"revision": revision} if revision else {}
-            tokenizer = AutoTokenizer.from_pretrained(folder, **at)
+            at: dict[str, Any] = {"trust_remote_code": False} | ({"revision": revision} if revision else {})
+            tokenizer = fetch(AutoTokenizer, folder, **at)
             if weights:
-                model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **at)
+                model: Any = fetch(AutoModelForCausalLM, folder, dtype=getattr(torch, dtype), **at)
                 model = model.to(where)
             else:
-                config = AutoConfig.from_pretrained(folder, **at)
+                config = fetch(AutoConfig, folder, **at)
                 with torch.device("meta"):
-                    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+                    model = AutoModelForCausalLM.from_config(
+                        config, dtype=getattr(torch, dtype), trust_remote_code=False
+                    )
         on_gpu = where.type == "cuda"
         reasoner = cls(model, tokenizer, model_path, align, on_gpu if compiled is None else compiled)
         reasoner.device = where
@@ -183,16 +185,53 @@ class Reasoner:
 
     # --- trees ------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @overload
     def grow(
         self,
-        questions: Sequence[Question],
-        task: Task,
+        questions: str | Question,
+        task: Task | str | None = None,
         growth: Growth | None = None,
         steer: Steer | None = None,
         roots: range | None = None,
-    ) -> list[ReasoningTree]:
-        """One tree per question: the noise-free path and ``num_paths`` others, answered, graded and backed up.
+        **settings: Any,
+    ) -> ReasoningTree: ...
+
+    @overload
+    def grow(
+        self,
+        questions: Sequence[str | Question],
+        task: Task | str | None = None,
+        growth: Growth | None = None,
+        steer: Steer | None = None,
+        roots: range | None = None,
+        **settings: Any,
+    ) -> list[ReasoningTree]: ...
+
+    @torch.no_grad()
+    def grow(
+        self,
+        questions: str | Question | Sequence[str | Question],
+        task: Task | str | None = None,
+        growth: Growth | None = None,
+        steer: Steer | None = None,
+        roots: range | None = None,
+        **settings: Any,
+    ) -> ReasoningTree | list[ReasoningTree]:
+        """One tree per question, or the tree of a single one: the noise-free path and ``num_paths`` others, answered,
+        graded and backed up.
+
+        >>> from latent_prm import Reasoner
+        >>> reasoner = Reasoner.from_pretrained("builtin")
+        >>> question = "Start at 7. Moves: add 3, double. Reach 20 in 2 moves. Which numbers do you visit?"
+        >>> tree = reasoner.grow(question, num_paths=4)
+        >>> tree.task, len(tree.paths), tree.paths[0].noise_free
+        ('search', 5, True)
+        >>> [len(tree.paths) for tree in reasoner.grow([question, "What is 2 + 3?"], num_paths=2, noise_free=False)]
+        [2, 2]
+
+        ``task`` (or the name of one) says how a question is put, and graded; left out, the one that it came from, and
+        of a text what `tasks.as_question` says. Where right and wrong are not known, no path has a ``prm_score``.
+        The growth is as ``growth`` says, or as ``settings`` do, which are those of :meth:`growth`.
 
         A tree's paths stand run by run, in each run the noise-free one first. With ``until_mixed``, a question whose
         first half of the paths all came out alike stops there, and any other gets as many again as it was to have
@@ -204,9 +243,23 @@ class Reasoner:
         When the memory is full, fewer questions, then fewer paths, are grown at a time.
 
         Raises ValueError for a question with more positions than the model has, when a latent is not finite, when
-        the memory is too small for one path, and for ``until_mixed`` together with ``steer`` or ``roots``.
+        the memory is too small for one path, for ``until_mixed`` together with ``steer`` or ``roots``, and for
+        ``growth`` together with ``settings``.
         """
-        growth = growth or self.growth()
+        if settings and growth is not None:
+            raise ValueError(
+                f"growth says how to grow, so {', '.join(settings)} would be ignored: give one of the two."
+            )
+        growth = growth or self.growth(**settings)
+        task = load_task(task) if isinstance(task, str) else task
+        some = [questions] if isinstance(questions, (str, Question)) else questions
+        put = [as_question(one, task) if isinstance(one, str) else one for one in some]
+        trees = self._trees(put, task or OwnTask(), growth, steer, roots)
+        return trees[0] if isinstance(questions, (str, Question)) else trees
+
+    def _trees(
+        self, questions: Sequence[Question], task: Task, growth: Growth, steer: Steer | None, roots: range | None
+    ) -> list[ReasoningTree]:
         if growth.until_mixed and (steer is not None or roots is not None):
             raise ValueError("--until_mixed decides by itself how many paths are grown. Leave it out when steering.")
         for question in questions:
@@ -225,6 +278,8 @@ class Reasoner:
             for i, paths in zip(undecided, more, strict=True):
                 trees[i].paths = beside(trees[i].paths, paths)
                 trees[i].back_up()
+        for path in (path for tree in trees if not tree.graded for path in tree.paths):
+            path.prm_score = path.num_correct = path.num_answers = None  # unknown, which is not zero
         return trees
 
     def _fitting(
@@ -506,7 +561,7 @@ def _tree(question: Question, paths: list[LatentPath]) -> ReasoningTree:
         question_id=question.id,
         question=question.text,
         gold=question.gold,
-        task=question.id.rpartition("-")[0],
+        task=question.task,
         paths=paths,
         steps=question.steps,
     )

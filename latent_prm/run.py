@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from latent_prm import files, optimizers, resuming, tuning
+from latent_prm import files, optimizers, preflight, resuming, sizing, tuning
 from latent_prm.checkpoint import (
     Keeper,
     Moment,
@@ -109,8 +109,11 @@ class Run:
 
         optimizers.set_arithmetic(self.device, options)
         self.precision = optimizers.precision(self.device, options)
+        wide = trees[0].paths[0].latents.shape[1]
+        if ranks.first:
+            self._check_room(wide)
         self.origin, checkpoint = ranks.same(self._origin(lessons) if ranks.first else ({}, None))
-        self.model = self._build(trees[0].paths[0].latents.shape[1], checkpoint)
+        self.model = self._build(wide, checkpoint)
         self.train, self.validation = self._as_read(self.train), self._as_read(self.validation)
         layers = decoder_layers(self.model.backbone)
         self.module = ranks.spread(self.model, layers, options.parallel)
@@ -135,6 +138,15 @@ class Run:
         machine["processes"] = f"{self.ranks.world} ({options.parallel})" if self.ranks.world > 1 else "1"
         made_of = resuming.origin(options, lessons, machine)
         return made_of, resuming.find_checkpoint(options, self.folder, made_of) if options.resume else None
+
+    def _check_room(self, width: int) -> None:
+        """Raises OSError where the disk has no room for the planned checkpoints, those that are there not counted."""
+        options = self.options
+        read = width * len({"fed", "hidden"} & set(options.read_parts()))
+        planned = sizing.disk(options, sizing.shape_of(sizing.skeleton(options.model_path), read), self.total_steps)
+        needed = max(planned.whole, planned.total - preflight.taken(self.folder))
+        way_out = "Type --save_total_limit 1 or --no-save_optimizer, or another --output_dir."
+        log.info(f"[Trainer] Disk: {preflight.has_room(self.folder, needed, str(planned), way_out)}")
 
     def _build(self, width: int, checkpoint: Path | None) -> QwenLatentPRM:
         """The model, with the weights of a checkpoint where there is one."""

@@ -8,7 +8,7 @@ the same rules over all subsets of a pool, `confidence` says how likely what was
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -71,18 +71,37 @@ def shares(values: Sequence[str], weights: Sequence[float]) -> dict[str, float]:
     return found
 
 
+@runtime_checkable
+class Scorer(Protocol):
+    """Whatever says what each path of a tree is worth: a `model.QwenLatentPRM`."""
+
+    def score(self, trees: ReasoningTree, /) -> Float[Tensor, " P"]:
+        """The predicted score of every path."""
+        ...
+
+
 def choose(
     tree: ReasoningTree,
-    scores: Float[Tensor, " P"],
+    scores: Float[Tensor, " P"] | Scorer,
     how: How = "weighted_vote",
     lower: Float[Tensor, " P"] | Float[np.ndarray, " P"] | None = None,
 ) -> Choice:
-    """The answer that a tree's noisy paths give together, by the predicted scores of all its paths.
+    """The answer that a tree's noisy paths give together, by the predicted scores of all its paths, or by the PRM.
+
+    >>> from latent_prm import choose
+    >>> choose(tree, prm).value
+    '10 20'
+    >>> choose(tree, prm.score(tree), how="best").index in tree.offered()
+    True
 
     ``lower`` holds a lower bound of each score, as `doubt.lower_bounds` returns them for several trees.
-    Raises ValueError when no noisy path decoded an answer, and for an unknown rule or one that lacks its ``lower``.
+    Raises ValueError when no noisy path decoded an answer, when there is not a score for every path, and for an unknown
+    rule or one that lacks its ``lower``.
     """
-    found = candidates(tree, scores)
+    by_path = scores.score(tree) if isinstance(scores, Scorer) else scores
+    if len(by_path) != len(tree.paths):
+        raise ValueError(f"{len(by_path)} scores for {len(tree.paths)} paths: give one for each, as prm.score(tree).")
+    found = candidates(tree, by_path)
     bounds = None if lower is None else np.array([lower.tolist()[i] for i in found.paths])
     choice = choose_among(found.values, found.scores, how, bounds)
     return choice._replace(index=found.paths[choice.index])

@@ -7,6 +7,7 @@ files may stand there instead of ours.
 from __future__ import annotations
 
 import logging
+import os
 import pathlib
 import platform
 import re
@@ -19,13 +20,15 @@ from typing import Any, TypeVar
 
 import torch
 
-from latent_prm import columns, files, foreign
+from latent_prm import columns, files, foreign, seals
 from latent_prm.columns import FORMAT
 from latent_prm.files import BadFile
 from latent_prm.tree import ReasoningTree
 
 BINS = 10
 """Of the score histogram, over 0..1."""
+LONGEST = 255
+"""Bytes of a file's name, on the usual filesystems."""
 
 _METADATA = {
     str: "format data_file sha256",
@@ -57,9 +60,10 @@ def write_shard(
         ValueError: a tree breaks a rule of the format, or was not backed up.
         FileExistsError: there is a finished shard of this name.
     """
-    if not name or pathlib.PurePath(name).name != name:
-        raise ValueError(f"A shard cannot be named {name!r}: type a plain file name, without a folder and without .pt.")
     path = pathlib.Path(folder, f"{name}.pt")
+    if not name or pathlib.PurePath(name).name != name or len(os.fsencode(metadata_path(path).name)) > LONGEST:
+        plain = "a plain file name, without a folder and without .pt"
+        raise ValueError(f"A shard cannot be named {name!r}: type {plain}, of at most 241 bytes.")
     if path.exists() and metadata_path(path).exists():
         raise FileExistsError(f"{path} is a finished shard. Choose another name.")
     data = columns.pack(trees)
@@ -70,7 +74,7 @@ def write_shard(
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     counted = mark | _counts(data) | outcomes(trees)  # nothing that a caller says may contradict it
-    files.save_json(mark | {"created": now, "versions": versions} | facts | counted, metadata_path(path))
+    seals.save_sealed(mark | {"created": now, "versions": versions} | facts | counted, metadata_path(path))
     return path
 
 
@@ -97,7 +101,7 @@ def read_metadata(path: str | pathlib.Path) -> dict[str, Any]:
     beside = metadata_path(path)
     if not beside.exists():
         raise BadFile(f"{path}: it has no {beside.name} beside it, so it was never finished, or is not a shard.")
-    metadata = files.load_json(beside)
+    metadata = seals.load_sealed(beside)
     if type(metadata) is not dict or metadata.get("format") != FORMAT:
         nested = type(metadata) is dict and "batch_name" in metadata
         hint = f"\nType: latent-prm convert {beside.parent} --output_dir FOLDER" if nested else ""

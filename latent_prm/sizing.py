@@ -7,6 +7,7 @@ Mistral's, not compiled, in one process; the tests hold it against saved tensors
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from math import ceil
 from pathlib import Path
@@ -27,9 +28,10 @@ from latent_prm.memory import bill, held, spell
 from latent_prm.optimizers import autocast_dtype
 from latent_prm.options import TrainOptions
 from latent_prm.packing import pack
-from latent_prm.pretrained import find_folder, loading, pick_device
+from latent_prm.preflight import free_space
+from latent_prm.pretrained import fetch, find_folder, loading, pick_device
 from latent_prm.reading import read_trees
-from latent_prm.shards import list_shards, nested_files, read_shard
+from latent_prm.shards import list_shards, nested_files, read_metadata, read_shard
 from latent_prm.tree import ReasoningTree
 
 CARDS = (4, 6, 8, 12)
@@ -73,7 +75,7 @@ def skeleton(model_path: str) -> Any:
     """The backbone behind a ``--model_path`` on the meta device, from its configuration alone."""
     folder = find_folder(model_path, reader_folder)
     with loading(folder):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = fetch(AutoConfig, folder, trust_remote_code=False)
     with torch.device("meta"):
         return AutoModel.from_config(config, trust_remote_code=False)
 
@@ -81,8 +83,9 @@ def skeleton(model_path: str) -> Any:
 def shape_of(backbone: Any, latent_dim: int | None = None) -> Shape:
     """The shape of a PRM on a Hugging Face decoder, with or without weights, that reads latents of this width."""
     config, embedding = backbone.config.get_text_config(), backbone.get_input_embeddings().weight
+    heads = getattr(config, "num_attention_heads", None) or 1
     linear = [module for module in backbone.modules() if isinstance(module, (nn.Linear, Conv1D))]
-    names, heads = [name for name, _ in backbone.named_modules()], config.num_attention_heads
+    names = [name for name, _ in backbone.named_modules()]
     return Shape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
@@ -235,6 +238,42 @@ def _passing(shape: Shape, weight: int, compute: int, sees: int) -> int:
     return 3 * weight * shape.hidden + max(attention, 3 * compute * shape.inner) + (1 + compute) * sees
 
 
+class Disk(NamedTuple):
+    """What the checkpoints of a run take; equal ones share their bytes where the filesystem has hard links."""
+
+    whole: int
+    """Bytes of one that a run can go on from."""
+    light: int
+    """Bytes of one without optimizer.pt."""
+    num_whole: int
+    """Most of them that are there at a time."""
+    num_light: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of all."""
+        return self.whole * self.num_whole + self.light * self.num_light
+
+    def __str__(self) -> str:
+        light = f" and {self.num_light} of {spell(self.light)} without optimizer.pt" if self.num_light else ""
+        return f"{self.num_whole} checkpoints of {spell(self.whole)}{light}"
+
+
+def disk(options: TrainOptions, shape: Shape, steps: int) -> Disk:
+    """What a run of so many optimizer steps keeps: of every --save_steps, of each epoch's end, and one to spare.
+
+    The spare one is written before an old one goes, or is best where validation comes between epochs.
+    """
+    found = need(shape, options, torch.float32, Load(1, 1))
+    ends = {steps * epoch // options.num_epochs for epoch in range(1, options.num_epochs + 1)} - {0}
+    between = [step for step in range(options.save_steps, steps + 1, options.save_steps) if step not in ends]
+    limit = options.save_total_limit
+    kept = len(between) + bool(options.val_steps) if limit is None else min(len(between), limit + 1)
+    kept += bool(limit and options.val_steps)
+    light = 0 if options.save_optimizer else max(0, len(ends) - 1)
+    return Disk(found.held, found.weights + found.frozen, kept + max(1, len(ends)) - light, light)
+
+
 # --- what fits --------------------------------------------------------------------------------------------------------
 
 KNOBS = ("tuning", "optimizer", "gradient_checkpointing", "pack_tokens")
@@ -280,6 +319,8 @@ class Reading(NamedTuple):
     """Columns of the largest tree."""
     latent_dim: int | None
     said: str
+    steps: int = 0
+    """Optimizer steps of an epoch, about; 0 where there is no data yet, or of another program."""
 
     def load(self, options: TrainOptions) -> Load:
         """An optimizer step's."""
@@ -302,7 +343,7 @@ def read(options: TrainOptions) -> Reading:
     if asks or "answer" in reads:
         folder = find_folder(options.model_path, reader_folder)
         with loading(folder):
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = fetch(AutoTokenizer, folder, trust_remote_code=False)
 
     def tokens(texts: Sequence[str]) -> list[list[int]]:
         return tokenizer(list(texts))["input_ids"] if tokenizer is not None and texts else []
@@ -316,7 +357,18 @@ def read(options: TrainOptions) -> Reading:
     paths, width = sum(len(lesson.targets) for lesson in lessons), seen[0].tree.paths[0].latents.shape[1]
     said = f"{paths / len(lessons):.1f} labelled paths to a question, {sum(sizes) / len(lessons):.1f} columns"
     said += f" (the first {len(lessons)} of {options.data_dir})"
-    return Reading(sum(sizes) / paths, max(sizes), width, said)
+    return Reading(sum(sizes) / paths, max(sizes), width, said, _steps(options, paths / len(lessons)))
+
+
+def _steps(options: TrainOptions, paths: float) -> int:
+    """Optimizer steps of an epoch when every question has so many labelled paths, as many as their metadata say."""
+    questions = 0
+    for path in list_shards(options.data_dir):
+        with suppress(BadFile):
+            questions += read_metadata(path)["num_questions"]
+    kept = options.val_size if options.val_size >= 1 else options.val_size * questions
+    together = max(1, int(options.batch_size * options.gradient_accumulation_steps / paths))
+    return ceil(max(0, questions - round(kept)) / together)
 
 
 def _trees(options: TrainOptions) -> list[ReasoningTree]:
@@ -380,7 +432,11 @@ def plan(options: TrainOptions) -> None:
     console.print(_introduction(machine, options))
     console.print(_table(machine, options))
     console.print("Gradients come as copies and activations go, so that the largest moment is less than the sum.")
-    console.print(f"\n{_verdict(machine, options)}\n")
+    console.print(f"\n{_verdict(machine, options)}")
+    place = options.output_dir or "checkpoints"
+    planned = disk(options, shape, data.steps * options.num_epochs)
+    about = "about " if data.steps else "at least "
+    console.print(f"Disk: {about}{planned}: {spell(planned.total)}; {spell(free_space(place))} are free in {place}\n")
     console.print("What fits on a GPU that does nothing else, CUDA itself counted; the fullest setting to type:")
     for size in CARDS:
         chosen = fullest(options, card.takes, size * 2**30 - CUDA_ITSELF)

@@ -5,25 +5,29 @@ latent-prm solve "Ann has 12 apples. On Monday she buys 5. On Tuesday she gives 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from latent_prm import confidence as calibrations
+from latent_prm import preflight
 from latent_prm.confidence import Confidence, abstains
 from latent_prm.doubt import lower_bounds
+from latent_prm.growth import Growth, Steer, every_latent
 from latent_prm.model import QwenLatentPRM, checkpoint_folder
 from latent_prm.options import SolveOptions
-from latent_prm.pretrained import pick_device
+from latent_prm.pretrained import find_device, pick_device
 from latent_prm.reasoner import Reasoner
 from latent_prm.scorers import PrmScorer
 from latent_prm.selector import NEEDS_LOWER, Candidates, Choice, How, choose_among, shares
 from latent_prm.steering import Grown, Guide, from_name, keeping
-from latent_prm.tasks import BUILT_IN, Question, load_task
+from latent_prm.tasks import BUILT_IN, Question, Task, load_task
 from latent_prm.tree import Answer, ReasoningTree
 
 
@@ -33,10 +37,12 @@ def main(options: SolveOptions) -> Choice:
     Raises ValueError when the PRM reads latents of another width than the reasoner's, for an unknown task or steering,
     and for --abstain without a calibration.
     """
+    find_device(options.device)
+    preflight.check_reasoner(options.model_path, options.revision, options.checkpoint)
     confidence = load_confidence(options)
     reasoner = Reasoner.from_pretrained(**options.reasoner())
     model = load_prm(options, reasoner)
-    grown = grow(options, reasoner, model)
+    grown = grow(options, reasoner, model, confidence)
     choice = decide(options, grown, model, confidence)
     console = Console(highlight=False, markup=False)
     print_vote(grown, choice, console)
@@ -75,44 +81,78 @@ def rule(options: SolveOptions, confidence: Confidence | None) -> How:
 def load_prm(options: SolveOptions, reasoner: Reasoner) -> QwenLatentPRM:
     """The PRM of the checkpoint. Raises ValueError when it cannot read this reasoner's latents."""
     model = QwenLatentPRM.from_pretrained(options.checkpoint, device=pick_device(options.device))
-    if model.thought_dim != reasoner.latent_dim:
-        raise ValueError(
-            f"The reasoner {options.model_path} thinks in latents {reasoner.latent_dim} wide, but the PRM in "
-            f"{options.checkpoint} reads latents {model.thought_dim} wide. Type the --model_path it was trained for, "
-            "or another --checkpoint."
-        )
+    of, way_out = f"The latents of the reasoner {options.model_path}", "Type the --model_path it was trained for"
+    preflight.same_width(reasoner.latent_dim, model.thought_dim, of, options.checkpoint, way_out)
     return model
 
 
 # --- answering ------------------------------------------------------------------------------------------------------
 
 
-def grow(options: SolveOptions, reasoner: Reasoner, model: QwenLatentPRM) -> Grown:
-    """The question's tree, its noise-free path and the noisy ones that vote, with the PRM's score of every path.
-
-    Raises ValueError for an unknown task or steering.
-    """
+def put(options: SolveOptions) -> tuple[Question, Task]:
+    """The question as a task puts it. Raises ValueError for an unknown task, and for a question that is not of it."""
     if options.task not in BUILT_IN:
         raise ValueError(f"--task is {options.task}, but one question is of one kind: type {', '.join(BUILT_IN)}.")
     task = load_task(options.task)
     question = Question(f"{options.task}-0", options.question, gold="", kind=getattr(task, "kind", "text"))
+    task.grade(question, "")  # what could not be graded is better refused before it is thought about
+    return question, task
+
+
+Watch = Callable[[ReasoningTree, Float[np.ndarray, " P"]], None]
+"""Called with a tree that is still growing, and what each of its paths is worth so far."""
+
+
+def grow(
+    options: SolveOptions,
+    reasoner: Reasoner,
+    model: QwenLatentPRM,
+    confidence: Confidence | None = None,
+    watch: Watch | None = None,
+) -> Grown:
+    """The question's tree, its noise-free path and the noisy ones that vote, with the PRM's score of every path.
+
+    Whoever is to ``watch`` sees the tree after every latent of a lone agent, or after every agent; whatever it raises
+    ends the growth. Raises ValueError for an unknown task or steering, and when somebody watches what is steered.
+    """
+    question, task = put(options)
     scorer = PrmScorer(model, reasoner)
-    guide, settings = find_guide(options, scorer), options.growth()
+    guide, settings = find_guide(options, scorer, confidence), options.growth()
     if guide is not None:
+        if watch is not None:
+            raise ValueError(f"--steer is {options.steer}, but only what nobody steers can be watched: leave it out.")
         if options.num_paths is None and options.branches is None:
             settings["num_paths"] = guide.num_paths
         return guide.grow(reasoner, [question], task, reasoner.growth(**settings))[0]
-    tree = reasoner.grow([question], task, keeping(reasoner.growth(**settings), scorer))[0]
+    growth, steer = keeping(reasoner.growth(**settings), scorer), None
+    if watch is not None:
+        growth, steer = every_latent(growth), _shown(model, watch)
+    tree = reasoner.grow([question], task, growth, steer=steer)[0]
     votes = np.zeros(len(tree.paths), dtype=int)
     votes[tree.offered()] = 1
     return Grown(tree, model.score_trees([tree])[0].double().numpy(), votes)
 
 
-def find_guide(options: SolveOptions, scorer: PrmScorer) -> Guide | None:
+def _shown(model: QwenLatentPRM, watch: Watch) -> Steer:
+    """Steers nothing, and shows the tree."""
+
+    def steer(
+        trees: Sequence[ReasoningTree], frontiers: Sequence[Sequence[int]], growth: Growth, run: int
+    ) -> list[list[int]]:
+        for tree, scores in zip(trees, model.score_trees(trees), strict=True):
+            watch(tree, scores.double().numpy())
+        return [[1] * len(frontier) for frontier in frontiers]
+
+    return steer
+
+
+def find_guide(options: SolveOptions, scorer: PrmScorer, confidence: Confidence | None = None) -> Guide | None:
     """Who steers the growth; None: nobody. Raises ValueError for an unknown name."""
     if options.steer is None:
         return None
     settings: dict[str, Any] = {} if options.confidence is None else {"confidence": options.confidence}
+    if options.steer == "anytime" and confidence is not None:
+        settings["settled"] = confidence.settled(rule(options, confidence))
     return from_name(options.steer, scorer, **settings)
 
 

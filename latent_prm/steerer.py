@@ -28,13 +28,14 @@ from rich.table import Table
 from tqdm import tqdm
 
 from latent_prm import confidence as calibrations
+from latent_prm import preflight
 from latent_prm.files import save_json
 from latent_prm.growth import Growth, every_latent
 from latent_prm.metrics import Interval, Pool, bootstrap_interval, expected_accuracies
 from latent_prm.model import QwenLatentPRM, checkpoint_folder
 from latent_prm.options import SteerOptions
 from latent_prm.plots import ComputeCurve, ComputePoint, NoMatplotlib, compute_curve
-from latent_prm.pretrained import pick_device, versions
+from latent_prm.pretrained import find_device, pick_device, versions
 from latent_prm.reasoner import Reasoner, batch_size
 from latent_prm.scorers import SCORERS, HeuristicScorer, OracleScorer, PrmScorer, RandomScorer, Scorer, score_ends
 from latent_prm.selector import How, choose_among
@@ -151,6 +152,10 @@ def main(options: SteerOptions) -> dict[str, Report]:
     logging.getLogger("latent_prm").setLevel(logging.INFO)
     with ending_on_sigterm():
         began = time.monotonic()
+        preflight.can_write(options.output_dir)
+        find_device(options.device)
+        if "prm" in options.scorer.split(","):
+            preflight.check_reasoner(options.model_path, options.revision, options.checkpoint)
         bench = Bench(options)
         tried, unsteered = bench.try_all()
         reports = compare(tried, unsteered, bench)
@@ -174,7 +179,8 @@ class Bench:
         drawn = list(islice(self.task.stream(options.split, options.seed), options.max_samples))
         if not drawn:
             raise ValueError(f"{options.task} has no questions in the split {options.split}. Type another --split.")
-        self.questions: list[Question] = sorted(drawn, key=attrgetter("task"))  # a batch is of one task, so that costs are too
+        # A batch is of one task, so that costs are too.
+        self.questions: list[Question] = sorted(drawn, key=attrgetter("task"))
         self.reasoner = Reasoner.from_pretrained(**options.reasoner())
         self.growth = replace(self.reasoner.growth(**options.growth()), noise_free=False)
         for question in self.questions:
@@ -403,10 +409,18 @@ def print_reports(reports: dict[str, Report], console: Console | None = None) ->
     """Print, per task and for all: what each method gets right and costs, its gains, and what stopping early does."""
     console = console or Console(highlight=False, markup=False)
     for name, found in reports.items():
-        head = f"{name}: {found.num_questions} questions"
-        console.print(_costs_table(f"{head}, answered right, % [95 % interval]; mean latent steps per question", found))
-        console.print(_gains_table("Points more than unsteered paths with the same scorer (their number)", found))
-        console.print(_stops_table("Anytime: unsteered paths in their order, until the answer is settled", found))
+        for table in tables_of(name, found):
+            console.print(table)
+
+
+def tables_of(name: str, found: Report) -> list[Table]:
+    """Of one task: what each method gets right and costs, its gains, and what stopping early does."""
+    head = f"{name}: {found.num_questions} questions"
+    return [
+        _costs_table(f"{head}, answered right, % [95 % interval]; mean latent steps per question", found),
+        _gains_table("Points more than unsteered paths with the same scorer (their number)", found),
+        _stops_table("Anytime: unsteered paths in their order, until the answer is settled", found),
+    ]
 
 
 def _table(title: str, first: str, *columns: str) -> Table:

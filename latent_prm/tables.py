@@ -73,27 +73,46 @@ def _left_out(evaluation: Evaluation) -> list[str]:
     return lines
 
 
+def all_of(evaluation: Evaluation, name: str) -> tuple[list[Table], list[str]]:
+    """Every table about one set of questions of an evaluation, and what there is to say of it in words."""
+    comparison = evaluation.comparisons[name]
+    found = [_accuracy_table({PRM: comparison}, name, MAIN), _gain_table({PRM: comparison})]
+    parts = [*found, *_details(evaluation, name)]
+    said = [*verdict(comparison), *_about_scores(comparison), *_about_probabilities(comparison)]
+    if comparison is evaluation.overall:
+        said += [*_remarks({PRM: evaluation}), *_left_out(evaluation)]
+    said += [part for part in parts if isinstance(part, str)]
+    return [part for part in parts if isinstance(part, Table)], said
+
+
 def _print_details(evaluation: Evaluation, console: Console) -> None:
     """The longer tables, of all questions together."""
-    comparison, name = evaluation.overall, list(evaluation.comparisons)[-1]
+    name = list(evaluation.comparisons)[-1]
     where = " (each task's own: evaluation.json)" if len(evaluation.comparisons) > 1 else ""
     console.print(f"\n━━ In detail: {name}{where}")
-    others: list[Method] = [method for method in METHODS if method in CHOSEN and method not in MAIN]
-    parts = [
-        _accuracy_table({PRM: comparison}, "other rules", others),
-        *([_rival_table(comparison)] if comparison.rivals else []),
-        *([_step_table(comparison.steps)] if comparison.steps else []),
-        *([_truth_table(evaluation.step_truth)] if evaluation.step_truth else []),
-        *(f"{task}: {found.agreement}" for task, found in evaluation.step_truth.items()),
-        _forecast_table(comparison, evaluation.calibrated_on),
-        *([_error_table(comparison)] if any(each[0].answers > 1 for each in comparison.errors.values()) else []),
-        *([_abstaining_table(comparison)] if comparison.abstaining else []),
-    ]
-    for part in parts:
+    for part in _details(evaluation, name):
         if isinstance(part, Table):
             console.print()
         console.print(part)
     console.print()
+
+
+def _details(evaluation: Evaluation, name: str) -> list[Table | str]:
+    """The longer tables of one set of questions; how steps and outcome agree is known per task."""
+    comparison = evaluation.comparisons[name]
+    others: list[Method] = [method for method in METHODS if method in CHOSEN and method not in MAIN]
+    whole = comparison is evaluation.overall
+    truth = {task: found for task, found in evaluation.step_truth.items() if whole or task == name}
+    return [
+        _accuracy_table({PRM: comparison}, "other rules", others),
+        *([_rival_table(comparison)] if comparison.rivals else []),
+        *([_step_table(comparison.steps)] if comparison.steps else []),
+        *([_truth_table(truth)] if truth else []),
+        *(f"{task}: {found.agreement}" for task, found in truth.items()),
+        _forecast_table(comparison, evaluation.calibrated_on),
+        *([_error_table(comparison)] if any(each[0].answers > 1 for each in comparison.errors.values()) else []),
+        *([_abstaining_table(comparison)] if comparison.abstaining else []),
+    ]
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------

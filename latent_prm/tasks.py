@@ -13,14 +13,15 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import Protocol, TypeVar, get_args
 
 from latent_prm import gym
 from latent_prm.grading import Kind, boxed, canonical, chosen, extract_answer, question_digest
 from latent_prm.hub import DATASETS, Item, Source, Split
-from latent_prm.problems import SearchProblem, draw_arithmetic, draw_search
+from latent_prm.problems import ArithmeticProblem, SearchProblem, draw_arithmetic, draw_search
 from latent_prm.rows import READERS
 
 PATIENCE = 5000
@@ -392,3 +393,52 @@ def _load_one(spec: str) -> Task:
         return WrittenTask(Source(Path(spec)))
     near = get_close_matches(name.lower(), [*BUILT_IN, *DATASETS], n=1)
     raise ValueError(f"unknown task {spec!r}{f' (did you mean {near[0]}?)' if near else ''}: type {_WAYS}.")
+
+
+# --- when nobody names a task ----------------------------------------------------------------------------------------
+
+
+class OwnTask(TextTask):
+    """Grades each question as the task does that it came from; where that is unknown, as its kind says."""
+
+    name = "own"
+
+    def grade(self, question: Question, text: str) -> Grade:
+        return _task_of(question.task, question.kind).grade(question, text)
+
+
+@cache
+def _task_of(name: str, kind: Kind) -> Task:
+    if name in BUILT_IN or name in DATASETS or name.startswith("gym:"):
+        return load_task(name)
+    by_kind: dict[Kind, Task] = {"maths": MathsTask(), "choice": ChoiceTask(), "text": TextTask()}
+    return by_kind.get(kind) or SearchTask()
+
+
+def as_question(text: str, task: Task | None = None) -> Question:
+    """A plain text as a question of a task: left out, of search where it is written as one, else of arithmetic.
+
+    Its gold is known where the text is as `ArithmeticTask` writes it, else ``""``. Raises ValueError for an empty text.
+
+    >>> as_question("Ann has 12 apples. On Monday she buys 5. How many apples does Ann have?").gold
+    '17'
+    >>> as_question("Start at 7. Moves: add 3, double. Reach 20 in 2 moves. Which numbers do you visit?").task
+    'search'
+    """
+    if not text.strip():
+        raise ValueError('The question is empty. Type it in quotes, as "Ann has 12 apples. ...".')
+    if task is None:
+        task = SearchTask() if _parsed(SearchProblem.parse, text) else ArithmeticTask()
+    problem = _parsed(ArithmeticProblem.parse, text) if task.name == ArithmeticTask.name else None
+    values = tuple(map(str, problem.values)) if problem else ()
+    return _question(task.name, Item(text, values[-1] if values else "", getattr(task, "kind", "text"), values))
+
+
+_P = TypeVar("_P")
+
+
+def _parsed(parse: Callable[[str], _P], text: str) -> _P | None:
+    try:
+        return parse(text)
+    except ValueError:
+        return None

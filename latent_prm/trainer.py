@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
-from latent_prm import files, plots, resuming, sizing
+from latent_prm import files, plots, preflight, resuming, sizing
 from latent_prm.feeding import Work, ahead
 from latent_prm.lessons import Lesson, epoch_steps
 from latent_prm.options import TrainOptions
@@ -62,6 +62,8 @@ def main(options: TrainOptions) -> Path:
             done = f"{where.folder} is finished (there is {resuming.FINISHED}): there is nothing to resume."
             print(f"{done} Type another --output_dir to begin anew.")
         return where.folder
+    if ranks.first:
+        preflight.can_write(where.folder)
     skipped_files: list[str] = []
     trees = load_trees(options.data_dir, options.skip_bad_files, skipped_files)
     with opened(where, ranks, options.log_level):

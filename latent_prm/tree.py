@@ -1,7 +1,7 @@
 """A question's tree of latent paths: who descends from whom, and how outcomes flow back to every path.
 
 This room hides the arithmetic of the back-up and the drawing of a tree as text. It knows nothing of files, models or
-tasks.
+tasks. How its picture is drawn, `drawing` knows.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 from torch import Tensor
+
+from latent_prm.drawing import Node, picture
 
 MOST_LINES, LONGEST = 4, 24
 """Of a drawn question, and of a drawn answer in columns."""
@@ -119,6 +121,14 @@ class ReasoningTree:
         return torch.cat([self.paths[k].latents for k in self.chain(i)])
 
     @property
+    def graded(self) -> bool:
+        """Whether right and wrong are known: there is a gold, the task checks answers without one, or one of them is
+        known to be right.
+        """
+        checked = self.gold != "" or self.task == "search" or self.task.startswith("gym:")
+        return checked or any(answer.correct for path in self.paths for answer in path.answers)
+
+    @property
     def mixed(self) -> bool:
         """Whether the noisy leaves' answers are neither all right nor all wrong."""
         outcomes = {answer.correct for answer in self._noisy_answers()}
@@ -156,26 +166,70 @@ class ReasoningTree:
                 self._check_parent(i, path.parent)
                 children[path.parent].insert(0, path)
 
-    def show(self, width: int = 100, siblings: int = 8) -> str:
+    def show(self, width: int = 100, siblings: int = 8, scores: Float[Tensor, " P"] | None = None) -> str:
         """The tree as text for a terminal, no line wider than ``width`` columns: the question, then a line per path.
 
-        A line names the agent, its latents T, the ``prm_score`` as 0.75 = 3/4 (in brackets where k / M is another
-        number), and on a leaf what was answered, right or wrong. Where more than ``siblings`` paths stand side by side,
-        the rest is counted.
+        A line names the agent, its latents T, the predicted score of ``scores`` where they are given, the ``prm_score``
+        as 0.75 = 3/4 (in brackets where k / M is another number), and on a leaf what was answered, ✓ right or ✗ wrong.
+        Where more than ``siblings`` paths stand side by side, the rest is counted.
+
+        Raises ValueError when there is not a score for every path.
+
+        >>> print(tree.show(scores=prm.score(tree)))  # doctest: +ELLIPSIS
+        Start at 7. Moves: add 3, double. Reach 20 in 2 moves. Which numbers do you visit?
+        search · 5 paths, 5 leaves
+        ├─ solo · T 6 · noise-free  p 0.91  1.00 = 1/1  ✓ 10 20
+        ...
         """
-        facts = (
-            f"gold {self.gold} · {self.task} · {_count(len(self.paths), 'path')}, {_count(len(self.leaves()), 'leaf')}"
-        )
+        facts = self._facts()
         lines = [*_wrapped(self.question, width), facts]
-        rows = list(self._rows(siblings))
+        rows = [(name, value, said) for _, name, value, said in self._rows(siblings, self._checked(scores))]
         values = max((len(value) for _, value, _ in rows), default=0)
         room = max(width // 2, width - values - LONGEST // 2)
         names = min(room, max((cell_len(name) for name, _, _ in rows), default=0))
         lines += [f"{_column(name, names)}  {value:<{values}}  {answers}" for name, value, answers in rows]
         return "\n".join(_fitted(line.rstrip(), width) for line in lines)
 
-    def _rows(self, siblings: int) -> Iterator[tuple[str, str, str]]:
-        """Of every path to draw: its name behind the branches that lead to it, its value, its answers."""
+    def picture(self, scores: Float[Tensor, " P"] | None = None, siblings: int = 8) -> Picture:
+        """The tree as HTML with an SVG, which a notebook shows: paths coloured by ``scores``, else by ``prm_score``,
+        from orange (0) over grey to blue (1); leaves ringed where they are right, the ring broken where they are wrong.
+
+        Raises ValueError when there is not a score for every path.
+
+        >>> tree.picture(prm.score(tree)).count("<circle")
+        5
+        """
+        checked, nodes, at = self._checked(scores), [], {}
+        for group, name, value, said in self._rows(siblings, checked):
+            path, alone = self.paths[group[0]], len(group) == 1
+            shade = path.prm_score if checked is None else checked[group[0]]
+            parent = None if path.parent is None else at[path.parent]
+            at[group[0]] = len(nodes)
+            right = path.answers[0].correct if said and self.graded else None
+            shown = f"{shade:.2f}  {said}" if alone and shade is not None else said
+            name = name.lstrip("│├└─ ")
+            nodes.append(Node(parent, shade if alone else None, f"{name}  {value}", shown if alone else name, right))
+        return Picture(picture(_printable(self.question), self._facts(), nodes))
+
+    def _repr_html_(self) -> str:
+        return self.picture()
+
+    def _facts(self) -> str:
+        counted = f"{_count(len(self.paths), 'path')}, {_count(len(self.leaves()), 'leaf')}"
+        gold = f"gold {self.gold} · " if self.gold else "" if self.graded else "no gold · "
+        return f"{gold}{self.task} · {counted}"
+
+    def _checked(self, scores: Float[Tensor, " P"] | None) -> list[float] | None:
+        if scores is not None and len(scores) != len(self.paths):
+            raise ValueError(
+                f"{len(scores)} scores for {len(self.paths)} paths: give one for each, as prm.score(tree)."
+            )
+        return None if scores is None else scores.tolist()
+
+    def _rows(self, siblings: int, scores: list[float] | None) -> Iterator[tuple[list[int], str, str, str]]:
+        """Of every path to draw, or of the rest of some siblings: which, its name behind the branches that lead to it,
+        its value, its answers.
+        """
         children: dict[int | None, list[int]] = {}
         for i, path in enumerate(self.paths):
             children.setdefault(path.parent, []).append(i)
@@ -187,16 +241,18 @@ class ReasoningTree:
             groups = [[i] for i in shown] + ([found[siblings:]] if len(shown) < len(found) else [])
             return [(indent, group, group is groups[-1]) for group in reversed(groups)]
 
-        waiting = brood(None, "")  # no recursion: a tree may be deeper than Python's stack
+        waiting, graded = brood(None, ""), self.graded  # no recursion: a tree may be deeper than Python's stack
         while waiting:
             indent, group, last = waiting.pop()
             branch = indent + ("└─ " if last else "├─ ")
             if len(group) > 1:
-                yield branch + _remainder([self.paths[i] for i in group]), "", ""
+                yield group, branch + _remainder([self.paths[i] for i in group]), "", ""
                 continue
             path, below = self.paths[group[0]], brood(group[0], indent + ("   " if last else "│  "))
             name = f"{path.agent} · T {len(path.latents)}" + (" · noise-free" if path.noise_free else "")
-            yield branch + _printable(name), _value(path), "" if below else "  ".join(map(_outcome, path.answers))
+            value = _value(path) if scores is None else f"p {scores[group[0]]:.2f}  {_value(path)}"
+            said = "" if below else "  ".join(_outcome(answer, graded) for answer in path.answers)
+            yield group, branch + _printable(name), value, said
             waiting += below
 
     def _noisy_answers(self) -> list[Answer]:
@@ -222,6 +278,15 @@ def _mean(scores: Iterable[float | None]) -> float | None:
 # --- drawing --------------------------------------------------------------------------------------------------------
 
 
+class Picture(str):
+    """HTML that a notebook shows as what it is."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return self
+
+
 def _value(path: Path) -> str:
     if path.prm_score is None:
         return "unknown"
@@ -232,9 +297,9 @@ def _value(path: Path) -> str:
     return f"{path.prm_score:.2f} = {share}" if equal else f"{path.prm_score:.2f} ({share})"
 
 
-def _outcome(answer: Answer) -> str:
+def _outcome(answer: Answer, graded: bool) -> str:
     said = answer.value or ("cut off" if answer.truncated else "no answer")
-    return f"{'✓' if answer.correct else '✗'} {_fitted(_printable(said), LONGEST)}"
+    return f"{('✓' if answer.correct else '✗') if graded else '·'} {_fitted(_printable(said), LONGEST)}"
 
 
 def _remainder(paths: list[Path]) -> str:

@@ -23,12 +23,13 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from latent_prm import preflight
 from latent_prm.files import save_json
 from latent_prm.growth import Growth
 from latent_prm.metrics import Interval, bootstrap_intervals
 from latent_prm.options import GrowthOptions, TuneNoiseOptions
 from latent_prm.plots import NoiseLine, NoisePanel, NoMatplotlib, noise_curve
-from latent_prm.pretrained import versions
+from latent_prm.pretrained import find_device, versions
 from latent_prm.reasoner import Reasoner, batch_size
 from latent_prm.shards import outcomes
 from latent_prm.stopping import ending_on_sigterm
@@ -87,6 +88,8 @@ def main(options: TuneNoiseOptions) -> dict[str, Curve]:
     logging.getLogger("latent_prm").setLevel(logging.INFO)
     with ending_on_sigterm():
         began = time.monotonic()
+        preflight.can_write(options.output_dir)
+        find_device(options.device)
         task = load_task(options.task)
         questions = draw(options, task)
         reasoner, growth = load(options, questions)

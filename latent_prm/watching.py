@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from latent_prm import files
 from latent_prm.checkpoint import save_history
 from latent_prm.lessons import Lesson
 from latent_prm.memory import held
@@ -116,8 +117,7 @@ class Watch:
         """
         entry = {"step": step, "epoch": epoch, **{name: _finite(value) for name, value in values.items()}}
         self.entries.append(entry)
-        with open(self.file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, allow_nan=False) + "\n")
+        files.append(self.file, json.dumps(entry, allow_nan=False) + "\n")
         shown = {**entry, **{name: _finite(value) for name, value in (aside or {}).items()}}
         del shown["step"]
         for name, tracker in list(self.trackers.items()):

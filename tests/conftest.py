@@ -12,6 +12,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", OMP_NUM_THREADS=
 
 import logging
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,21 @@ def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_backbone_24(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As ``tiny_lm``, but H = 24: a backbone whose width is not the latents'."""
     return save_lm(tmp_path_factory.mktemp("tiny_backbone_24"), hidden_size=24)
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, driven by Playwright."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed (apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
 
 
 @pytest.fixture(scope="session")

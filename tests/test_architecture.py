@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,31 +19,52 @@ from latent_prm.__main__ import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*ROOT.glob("latent_prm/**/*.py"), *ROOT.glob("methods/**/*.py")])
+BENCHMARKS = sorted(ROOT.glob("benchmarks/**/*.py"))
+SCRIPTS = sorted([*ROOT.glob("*.sh"), *ROOT.glob("latent_prm/**/*.sh")])
 
 # A room imports from the lines above its own only; those of the line of the models also each other, without a circle.
 LAYERS = [
-    {"options", "files", "tree", "grading", "rows", "problems", "stopping", "logbook", "demo", "rules", "yaml_files"},
-    {"hub", "gym", "selector", "grid"},
+    {"drawing"},
+    {
+        "options",
+        "files",
+        "tree",
+        "grading",
+        "rows",
+        "problems",
+        "stopping",
+        "logbook",
+        "reaching",
+        "demo",
+        "rules",
+        "yaml_files",
+    }
+    | {"meters", "patience"}
+    | {"sheet", "reviving"},
+    {"hub", "gym", "selector", "grid"} | {"wire", "client", "gate"},
     {"tasks"},
     {"prompts"},
-    {"columns", "nested"},
-    {"foreign"},
-    {"shards", "packing", "metrics", "predictions", "probes"},
-    {"pretrained", "feedback", "growth", "memory", "thought", "reasoner", "model", "plots"}
+    {"columns", "nested", "seals"},
+    {"foreign", "weights"},
+    {"shards", "packing", "metrics", "predictions", "probes", "odds"},
+    {"pretrained", "preflight", "feedback", "growth", "memory", "thought", "reasoner", "model", "plots"}
     | {"lessons", "losses", "optimizers", "tuning", "ranks", "sizing", "watching", "checkpoint", "feeding", "reading"}
-    | {"comparison", "confidence", "doubt", "rivals", "truth", "step_truth"},
+    | {"comparison", "confidence", "settling", "doubt", "rivals", "truth", "step_truth"},
     {"scorers"},
     {"steering"},
-    {"cluster", "preview", "resuming", "evaluation"},
-    {"run", "tables", "findings"},
-    {"collector", "trainer", "evaluator", "solver", "inspector", "tuner", "converter", "steerer"},
-    {"stock"},
-    {"experiment"},
+    {"cluster", "preview", "resuming", "evaluation", "inventory"}
+    | {"batching", "telling", "describing"}
+    | {"charts", "explorer"},
+    {"model_card"} | {"run", "tables", "findings", "mending", "chronicle"},
+    {"collector", "trainer", "evaluator", "solver", "inspector", "tuner", "converter", "steerer", "verifier"}
+    | {"exporter", "doctor"},
+    {"stock", "api", "exhibits"},
+    {"experiment", "server", "reporter"},
     {"demo.card"},
     {"demo.recipe"},
     {"demo.reader", "demo.__main__"},
 ]
-MAY_IMPORT_EACH_OTHER = LAYERS[7]
+MAY_IMPORT_EACH_OTHER = LAYERS[8]
 TORCH_FREE = ("options", "tasks", "selector")
 DOORS = {"", "__main__"}  # the package itself and its command line reach every room, and only by name
 
@@ -87,17 +109,111 @@ def test_the_public_names_come_from_the_package_and_from_the_guides_doorplate() 
         latent_prm.QwenPRM  # noqa: B018
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+# What runs code that a file brings along, however it is called in.
+RUNS_CODE = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.unsafe_load", "yaml.full_load"}
+RUNS_CODE |= {
+    f"{room}.{name}" for room in ("pickle", "marshal", "dill", "joblib", "cloudpickle") for name in ("load", "loads")
+}
+RUNS_CODE |= {
+    "pickle.Unpickler",
+    "shelve.open",
+    "torch.jit.load",
+    "torch.hub.load",
+    "pandas.read_pickle",
+    "pd.read_pickle",
+}
+UNSAFELY = {"weights_only=False", "shell=True", "trust_remote_code=True", "allow_pickle=True"}
+SAFE_LOADERS = {"yaml.SafeLoader", "_OnceLoader"}  # the second is made of the first
+
+# How bytes reach the disk, and tensors come from it: through `files`, or for the reason that stands here.
+FILES = {
+    "torch.save",
+    "torch.load",
+    "save_file",
+    "load_file",
+    "safe_open",
+    "save_pretrained",
+    "write_text",
+    "write_bytes",
+}
+FILES |= {
+    "np.save",
+    "np.savez",
+    "np.load",
+    "io.FileIO",
+    "os.rename",
+    "os.replace",
+    "os.write",
+    "shutil.copy",
+    "savefig",
+}
+FILES |= {"shutil.copyfile", "shutil.move", "open to write"}
+OUTSIDE_FILES = {
+    ("model", "save_pretrained"): "a tokenizer writes by itself: into a folder aside, from which `files` copies",
+    (
+        "experiment",
+        "save_pretrained",
+    ): "a start made of chance, into the folder that files.commit_folder is about to commit",
+    ("demo.recipe", "save_pretrained"): "makes the built-in reasoner, by hand, once",
+    ("demo.reader", "save_pretrained"): "makes the built-in reader, by hand, once",
+    ("demo.card", "write_text"): "the built-in reasoner's card",
+}
+
+
+@pytest.mark.parametrize("source", [*SOURCES, *BENCHMARKS], ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_nothing_unsafe_is_called(source: Path) -> None:
-    for node in ast.walk(ast.parse(source.read_text("utf-8"))):
-        if isinstance(node, ast.Call):
-            name = ast.unparse(node.func)
-            assert name not in {"eval", "exec", "os.system", "pickle.load", "pickle.loads", "pickle.Unpickler"}, name
-            for keyword in node.keywords:
-                typed = f"{keyword.arg}={ast.unparse(keyword.value)}"
-                assert typed not in {"weights_only=False", "shell=True", "trust_remote_code=True"}, typed
-            if name == "torch.load":
-                assert "weights_only" in {keyword.arg for keyword in node.keywords}, f"line {node.lineno}: {name}"
+    for call in calls_in(source):
+        name, keywords = ast.unparse(call.func), {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        where = f"line {call.lineno}: {name}"
+        assert name not in RUNS_CODE, where
+        for keyword, value in keywords.items():
+            assert f"{keyword}={value}" not in UNSAFELY, f"{where}({keyword}={value})"
+        if name == "torch.load":
+            assert keywords.get("weights_only") == "True", where
+        if name == "yaml.load":
+            assert {*keywords.values(), *map(ast.unparse, call.args[1:])} & SAFE_LOADERS, where
+        if name.startswith("Auto") and name.endswith((".from_pretrained", ".from_config")) and source in SOURCES:
+            assert keywords.get("trust_remote_code") == "False" or None in keywords, where  # None: **settings
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_what_is_written_and_loaded_goes_through_files(source: Path) -> None:
+    room = room_name(source) if source.is_relative_to(ROOT / "latent_prm") else source.stem
+    found = {(room, way): call.lineno for call in calls_in(source) if (way := way_to_the_disk(call))}
+    if room != "files":
+        assert not found.keys() - OUTSIDE_FILES.keys(), f"through files, or say why not in OUTSIDE_FILES: {found}"
+        assert {one for one in OUTSIDE_FILES if one[0] == room} <= found.keys(), "OUTSIDE_FILES allows what is not done"
+
+
+def test_the_test_of_what_is_written_sees_every_way() -> None:
+    seen = [
+        "torch.save(x, p)",
+        "p.write_text('')",
+        "open(p, 'w')",
+        "p.open('ab')",
+        "open(p, mode='r+')",
+        "os.replace(a, b)",
+    ]
+    seen += ["model.save_pretrained(p)", "safetensors.torch.save_file(x, p)", "figure.savefig(p)", "io.FileIO(p, 'x')"]
+    for line in seen:
+        assert way_to_the_disk(ast.parse(line).body[0].value), line  # type: ignore[reportAttributeAccessIssue]
+    for line in (
+        "open(p)",
+        "p.open('rb')",
+        "p.open(encoding='utf-8')",
+        "text.replace(a, b)",
+        "safetensors.torch.save(x)",
+    ):
+        assert not way_to_the_disk(ast.parse(line).body[0].value), line  # type: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_script_runs_what_it_is_given(script: Path) -> None:
+    text = "\n".join(line.partition("#")[0] for line in script.read_text("utf-8").splitlines())
+    if "given=$(export -p)" in text:  # what bash itself has quoted
+        text = text.replace('eval "$given"', "")
+    unsafe = r"\beval [\"'$]|\b(ba)?sh -c\b|(curl|wget).*\||\brm -rf? [\"']?\$|weights_only|trust_remote_code"
+    assert not (found := re.search(unsafe, text)), found
 
 
 # The options of every stage, as they are typed. A change here is a change for everyone who has typed one.
@@ -133,18 +249,30 @@ OPTIONS = {
     "solve": GROWTH
     + """
         question checkpoint='builtin' task='arithmetic' select='auto' abstain=0.0 steer=None confidence=None""",
+    "serve": GROWTH
+    + """
+        checkpoint='builtin' task='arithmetic' select='auto' solve=True host='127.0.0.1' port=8000 max_body_mb=16
+        queue_size=64 batch_tokens=4096 timeout=60.0""",
     "steer": GROWTH
     + """
         task='arithmetic,search' split='test' max_samples=200 checkpoint='builtin'
         methods='topk,adaptive,diversity,budget,beam,particles,merge,uncertain,anytime' scorer='prm'
-        after=None select='weighted_vote' confidence=0.95 pool_paths=None num_bootstrap=2000
+        after=None select='weighted_vote' confidence=0.98 pool_paths=None num_bootstrap=2000
         output_dir='reports' batch_size=None""",
     "experiment": """
         path output_dir='reports' num_bootstrap=2000 dry_run=False""",
     "inspect": """
         path='prm_data' show=0""",
+    "report": """
+        path output=None checkpoint=None data_dir=None questions=200 seed=42 device='auto' skip_bad_files=False""",
+    "verify": """
+        path repair=False""",
     "convert": """
         path output_dir='prm_data' use_heuristic_scores=False""",
+    "export": """
+        checkpoint output_dir push_to_hub=None public=False""",
+    "doctor": """
+        timeout=5.0""",
 }
 
 # The guide's tables. `cuda` became `auto`: CUDA when there is one, else the CPU.
@@ -176,6 +304,23 @@ def test_every_option_says_what_it_is(command: str) -> None:
 def typed_options(command: str) -> list[str]:
     fields = dataclasses.fields(getattr(options, COMMANDS[command].options))
     return [f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default!r}" for f in fields]
+
+
+def calls_in(source: Path) -> Iterator[ast.Call]:
+    """Every call in a file of Python."""
+    return (node for node in ast.walk(ast.parse(source.read_text("utf-8"))) if isinstance(node, ast.Call))
+
+
+def way_to_the_disk(call: ast.Call) -> str | None:
+    """The one of `FILES` that a call is; None when it is none."""
+    name = ast.unparse(call.func)
+    if name == "open" or name.endswith(".open"):
+        modes = [*call.args, *(each.value for each in call.keywords if each.arg == "mode")]
+        texts = [each.value for each in modes if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+        return "open to write" if any(re.fullmatch("[rwaxbt+]*[wax+][rwaxbt+]*", text) for text in texts) else None
+    if name in ("safetensors.torch.save", "safetensors.torch.load"):  # of bytes in memory
+        return None
+    return next((way for way in FILES if name == way or name.endswith(f".{way}")), None)
 
 
 def import_graph() -> dict[str, set[str]]:

@@ -276,8 +276,8 @@ def test_a_folder_that_a_kill_left_aside_is_put_back(tmp_path: Path):
     final.rename(tmp_path / ".best.old")  # killed between the two renames of the next commit
 
     def fail(folder: Path) -> None:
-        raise OSError(errno.ENOSPC, "full")
+        raise OSError(errno.EIO, "broken")
 
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(OSError, match="broken"):
         files.commit_folder(final, fail)
     assert files.load_json(final / "step.json") == 1

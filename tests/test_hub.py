@@ -192,10 +192,11 @@ configs:
 
 @contextmanager
 def hub() -> Iterator[str]:
-    """The address of a hub on this machine; it says what the real one says to those who fetch a dataset."""
+    """The address of a hub on this machine; it says what the real one says to those who fetch a dataset. Once it is
+    overloaded."""
     data = (ROWS / "gsm8k.jsonl").read_bytes()
     files = {"README.md": CARD.encode(), "main/test.jsonl": data, "main/train.jsonl": data.splitlines(True)[0]}
-    commit = DATASETS["gsm8k"].revision
+    commit, busy = DATASETS["gsm8k"].revision, ["main/test.jsonl"]
 
     class Hub(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -211,7 +212,12 @@ def hub() -> Iterator[str]:
             elif path == f"/api/datasets/openai/gsm8k/tree/{commit}/main":
                 names = [name for name in files if name.startswith("main/")]
                 self.say_json([{"type": "file", "path": n, "size": len(files[n]), "oid": "0" * 40} for n in names])
-            elif (name := path.removeprefix(f"/datasets/openai/gsm8k/resolve/{commit}/")) in files:
+            elif (
+                name := path.removeprefix(f"/datasets/openai/gsm8k/resolve/{commit}/")
+            ) in busy and self.command == "GET":
+                busy.remove(name)
+                self.say(503, {})
+            elif name in files:
                 self.say(200, {"ETag": f'"{len(files[name]):040}"', "X-Repo-Commit": commit}, files[name])
             else:
                 self.say(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})

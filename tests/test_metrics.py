@@ -212,7 +212,9 @@ def test_within_question_auroc_sees_no_difficulty_and_the_pooled_one_does():
     )
     areas = question_aurocs(pool.scores, pool.correct)
     assert areas[:2].tolist() == [0.0, 0.0] and np.isnan(areas[2:]).all()  # which have no right and wrong to tell apart
-    assert auroc(np.concatenate(pool.scores), np.concatenate(pool.correct)) == (0.5 + 3 + 3 + 3.5) / 16  # 0.1, 0.8, 0.8, 0.9 against 0.2, 0.9, 0.1, 0.2
+    assert (
+        auroc(np.concatenate(pool.scores), np.concatenate(pool.correct)) == (0.5 + 3 + 3 + 3.5) / 16
+    )  # 0.1, 0.8, 0.8, 0.9 against 0.2, 0.9, 0.1, 0.2
 
 
 def test_the_bootstrap_interval_of_a_coin_is_its_standard_error():

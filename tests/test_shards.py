@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from latent_prm import columns, files, inspector, shards
+from latent_prm import columns, files, inspector, seals, shards
 from latent_prm.__main__ import main
 from latent_prm.files import BadFile
 from latent_prm.options import InspectOptions
@@ -64,10 +63,10 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     data = torch.load(path, weights_only=True)
     changed = change(data)
     data = data if changed is None else changed
-    metadata = files.load_json(shards.metadata_path(path))
+    metadata = seals.load_sealed(shards.metadata_path(path))
     metadata["sha256"] = files.save_tensors(data, path)
     metadata["size"] = path.stat().st_size
-    files.save_json(metadata, shards.metadata_path(path))
+    seals.save_sealed(metadata, shards.metadata_path(path))
 
 
 def as_values(tree: ReasoningTree) -> Any:
@@ -156,7 +155,7 @@ def test_the_same_trees_are_the_same_bytes_under_any_name(tmp_path: Path):
             path.answers[0].text = "".join(list(path.answers[0].text))
     two = write(tmp_path / "two", "second_name", trees)
     assert one.read_bytes() == two.read_bytes()
-    first, second = (files.load_json(shards.metadata_path(path)) for path in (one, two))
+    first, second = (seals.load_sealed(shards.metadata_path(path)) for path in (one, two))
     for metadata in (first, second):
         del metadata["created"], metadata["data_file"]
     assert first == second
@@ -372,9 +371,9 @@ def test_a_payload_in_a_vouched_for_shard_is_never_run(tmp_path: Path):
     with pytest.raises(BadFile, match=r"train_0\.pt: it holds something other than tensors"):
         shards.read_shard(path)
     path.write_bytes(pickle.dumps(Canary()))
-    metadata = files.load_json(shards.metadata_path(path))
+    metadata = seals.load_sealed(shards.metadata_path(path))
     metadata |= {"size": path.stat().st_size, "sha256": files.hashlib.sha256(path.read_bytes()).hexdigest()}
-    files.save_json(metadata, shards.metadata_path(path))
+    seals.save_sealed(metadata, shards.metadata_path(path))
     with pytest.raises(BadFile, match=r"train_0\.pt: not a file that torch\.save wrote"):
         shards.read_shard(path)
     assert not canary.exists()
@@ -399,7 +398,7 @@ def test_a_payload_in_a_vouched_for_shard_is_never_run(tmp_path: Path):
 def test_metadata_that_is_not_of_this_shard_is_refused_by_name(tmp_path: Path, key: str, value: Any, why: str):
     path = write(tmp_path)
     beside = shards.metadata_path(path)
-    beside.write_text(json.dumps(files.load_json(beside) | {key: value}))
+    seals.save_sealed(seals.load_sealed(beside) | {key: value}, beside)
     with pytest.raises(BadFile, match=rf"train_0_metadata\.json: {why}"):
         shards.read_shard(path)
 

@@ -143,3 +143,29 @@ def test_what_is_said():
     assert said(one, Choice("7", 0.8, 2, 0.9999), 0.5) == "I think 7, right with probability 0.99"
     assert said(one, Choice("7", 0.8, 2, 0.31), 0.5) == "I do not know (7 is right with probability 0.31 only)"
     assert said(one, Choice("", 0.8, 2, 0.0), 0.5) == "I do not know: no path gave an answer."
+
+
+def test_who_watches_sees_every_step_but_the_last_and_what_it_raises_ends_the_growth():
+    from latent_prm import solver
+    from latent_prm.model import QwenLatentPRM
+    from latent_prm.reasoner import Reasoner
+
+    options = SolveOptions(question=QUESTION, num_paths=3, device="cpu")
+    reasoner, model = Reasoner.from_pretrained(device="cpu"), QwenLatentPRM.from_pretrained("builtin")
+    seen: list[int] = []
+    found = solver.grow(options, reasoner, model, watch=lambda tree, scores: seen.append(len(scores)))
+    assert seen == [4, 8, 12, 16, 20] and len(found.tree.paths) == 24  # the noise-free path and three others, 6 latents
+    assert sum(found.votes) == 3 and found.tree.offered() == [21, 22, 23]
+
+    def stop(tree: ReasoningTree, scores: np.ndarray) -> None:
+        raise KeyError(len(tree.paths))
+
+    with pytest.raises(KeyError, match="4"):
+        solver.grow(options, reasoner, model, watch=stop)
+    steered = SolveOptions(question=QUESTION, steer="topk", device="cpu")
+    with pytest.raises(ValueError, match="only what nobody steers can be watched"):
+        solver.grow(steered, reasoner, model, watch=stop)
+
+
+def test_a_question_that_is_not_of_its_task_is_refused_before_it_is_thought_about(solve):
+    assert "not a search question" in solve("--task", "search", code=1)

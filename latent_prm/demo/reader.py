@@ -246,7 +246,11 @@ def check(
 def last_states(reader: Qwen3ForCausalLM) -> Iterator[list[Tensor]]:
     """What the reader's last layer says [B, S, D] of whatever it reads in here, before any head."""
     seen: list[Tensor] = []
-    keep = reader.model.norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
+
+    def look(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        seen.append(output)
+
+    keep = reader.model.norm.register_forward_hook(look)
     try:
         yield seen
     finally:
