@@ -7,10 +7,10 @@ those that are there. That a device exists is for ``pretrained.find_device`` to 
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from latent_prm import files, shards
 from latent_prm.memory import spell
@@ -34,12 +34,11 @@ def can_write(folder: str | Path, way_out: str = "Type another --output_dir.") -
         for path in (*(place / name for name in IN_PLACE), *place.glob(".lock-*")):
             if path.is_symlink() or (path.exists() and not path.is_file()):
                 raise OSError(0, f"{path.name} in it is not a regular file")
-        probe = place / f".tmp-{os.getpid()}-{secrets.token_hex(4)}"  # a name that is swept should this be killed
-        files.atomic_write(probe, lambda file: file.write(b"?"))
-        probe.unlink()
+        with TemporaryFile(dir=place) as probe:  # without a name: nobody who holds the folder can sweep it away
+            probe.write(b"?")
+            probe.flush()
+            os.fsync(probe.fileno())
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and place.is_dir():
-            return  # whoever holds the folder has swept it: files can be made, and the lock will say by whom
         raise OSError(f"{folder} cannot be written to ({error.strerror or error}). {way_out}") from error
 
 
