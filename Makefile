@@ -1,9 +1,10 @@
 # make demo    the whole chain on the built-in reasoner, on a CPU
 # make test    the tests; `make test PYTHON=python3.12` picks the Python
 # make check   format, lint, types, tests
+# make docs    the guides as a site, in build/site
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format
+.PHONY: help demo test test-slow check format docs
 
 # Without PYTHON=, the .venv that is there is kept; with it, a .venv of another Python is made afresh.
 version_of = $(shell $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
@@ -35,6 +36,10 @@ check: $(LIB)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(MAKE) test
+
+docs: $(LIB)/.dev
+	$(INSTALL) -e ".[docs]"
+	$(BIN)/mkdocs build
 
 format: $(LIB)/.dev
 	$(BIN)/ruff format .

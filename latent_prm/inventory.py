@@ -33,9 +33,10 @@ SEARCHED = 3
 """Folders of folders that are opened to find one of ours."""
 
 _UNCHECKED = {
-    "training run": r"training\.log|loss_curve\.png|tensorboard|wandb|trackio",
+    "training run": r"training\.log|loss_curve\.png|report\.html|tensorboard|wandb|trackio",
     "experiment": r"experiment\.yaml|results\.(csv|md|png)|starts",
-    "results": r"(accuracy|calibration|coverage|steps|noise|steering)\.png",
+    "results": r"(accuracy|calibration|coverage|steps|noise|steering)\.png|report\.html",
+    "checkpoint": r"report\.html",
 }
 """What a kind of folder holds that nothing vouches for."""
 _RESULTS = ("evaluation.json", "noise.json", "steering.json")
@@ -168,7 +169,7 @@ def _parts(path: Path, entries: list[Path], kind: Kind | None) -> list[Part]:
         if (path / "training_stats.json").is_file() and not (path / "best").exists():
             found.append(_part(path / "best", "checkpoint", lambda: _gone(path / "best")))
     claimed = {file for part in found for file in part.together}
-    known = _UNCHECKED.get(kind or "", "") if kind != "checkpoint" else ""
+    known = _UNCHECKED.get(kind or "", "")
     for entry in entries:
         if known and re.fullmatch(known, entry.name) and entry not in claimed:
             found.append(_part(entry, "log" if entry.suffix == ".log" else "", None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,18 +192,21 @@ def test_code_of_the_hub_that_a_config_asks_for_is_never_fetched(tmp_path: Path,
 # --- before a stage begins --------------------------------------------------------------------------------------------
 
 
-def test_a_probe_that_another_process_sweeps_is_no_reason_to_stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = files.atomic_write
+def test_another_process_that_sweeps_the_folder_is_no_reason_to_stop(tmp_path: Path) -> None:
+    done = threading.Event()
 
-    def swept(path: Path, *rest: object) -> str:
-        digest = write(path, *rest)  # type: ignore[reportArgumentType]
-        path.unlink()
-        return digest
+    def sweep() -> None:
+        while not done.is_set():
+            files.sweep(tmp_path)
 
-    monkeypatch.setattr(files, "atomic_write", swept)
-    preflight.can_write(tmp_path)  # the lock tells who it was
+    sweeper = threading.Thread(target=sweep)
+    sweeper.start()
+    try:
+        for _ in range(100):
+            preflight.can_write(tmp_path)  # the lock tells who it was
+    finally:
+        done.set()
+        sweeper.join()
 
 
 @pytest.mark.parametrize("name", [".lock", ".lock-1of2", "training.log", "metrics.jsonl"])
