@@ -246,12 +246,12 @@ const LatentTree = (() => {
     } else svg.remove();
     if (valued) element.append(Object.assign(document.createElement("span"), { textContent: "predicted value" }));
     for (const [right, said] of [[1, "ended right"], [0, "ended wrong"]]) {
-      const mark = make(element, "svg", { viewBox: "0 0 22 22", width: 22, height: 22, "aria-hidden": "true",
+      const group = document.createElement("span");
+      element.append(group);
+      const mark = make(group, "svg", { viewBox: "0 0 22 22", width: 22, height: 22, "aria-hidden": "true",
         class: "latent-tree" });
       ring(mark, 11, 11, right, END);
-      const text = document.createElement("span");
-      text.textContent = said;
-      element.append(text);
+      group.append(said);
     }
   }
 
