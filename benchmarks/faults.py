@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -56,6 +57,8 @@ COMMITTED = 30.0
 REFUSALS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "EACCES": errno.EACCES}
 LASTING = ("ENOSPC", "EACCES")
 """A disk stays full and a folder forbidden; an I/O error comes once."""
+NAMELESS = "a nameless file"
+"""The name of one without a name, which the system numbers."""
 POLLING = threading.Lock()
 """Starting a process asks all others whether they have ended; of two that ask at once, one is told exit code 255."""
 SMALL_DISK = 'mount -t tmpfs -o size=8m none "$0" && exec "$@"'
@@ -71,7 +74,8 @@ class Fault:
     at: int
     """At the so-manieth of its points, the first being 1."""
     what: str = "kill"
-    """Or one of `REFUSALS`, or "full": the disk is filled up with a file of its own, and refuses by itself."""
+    """Or one of `REFUSALS`, or "full": the disk is filled up with a file of its own, and refuses by itself; or "stay":
+    it stops where it first writes what has a name, until it is sent SIGCONT."""
     after: str = ""
     """Counted from the point on whose name ends so; "": from the start."""
 
@@ -119,7 +123,7 @@ class Points:
         if self.root not in path.parents and path != self.root:
             return
         said = re.sub(r"\.tmp-\d+-[0-9a-f]{8}", ".tmp", f"{kind} {path.relative_to(self.root)}")
-        said = re.sub(r"#\d+ \(deleted\)", "a nameless file", said)
+        said = re.sub(r"#\d+ \(deleted\)", NAMELESS, said)
         os.write(self.notes, f"{said}\n".encode())
         fault = self.fault
         if fault is None:
@@ -131,6 +135,9 @@ class Points:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.count == fault.at and fault.what == "full":
             fill(self.root)
+        if fault.what == "stay" and NAMELESS not in said:
+            self.fault = None
+            os.kill(os.getpid(), signal.SIGSTOP)
         if fault.what in REFUSALS and (self.count == fault.at or (fault.what in LASTING and self.count > fault.at)):
             code = REFUSALS[fault.what]
             raise OSError(code, os.strerror(code), *named)
@@ -193,7 +200,8 @@ class Going:
     def send(self, number: signal.Signals) -> None:
         """A signal, unless it has ended."""
         if self.alive and self.process.pid:
-            os.kill(self.process.pid, number)
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
 
     def end(self) -> Ended:
         """Wait for it."""

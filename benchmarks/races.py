@@ -145,13 +145,21 @@ def _stale(folder: Path, number: int) -> None:
 
 
 def _race(begin: list[Callable[[], Any]], who: str, chance: Random) -> tuple[str, float]:
-    """Which of the two won, and how long the other took to say so. Raises AssertionError unless just one did."""
+    """Which of the two won, and how long the other took to say so. Raises AssertionError unless just one did.
+
+    Who won stays at its first write until the other is through: else it might be, before the other begins.
+    """
     began = time.monotonic()
-    going = [start() for start in (begin if chance.random() < 0.5 else begin[::-1])]
+    stay = faults.Fault(1, "stay")
+    going = [start(fault=stay) for start in (begin if chance.random() < 0.5 else begin[::-1])]
     pids = [each.process.pid for each in going]
-    while all(each.alive for each in going):
+    while all(each.alive for each in going) and time.monotonic() < began + AT_ONCE:
         time.sleep(0.002)
     seconds = time.monotonic() - began
+    while any(each.alive for each in going):
+        for each in going:
+            each.send(signal.SIGCONT)
+        time.sleep(0.01)
     ended = [each.end() for each in going]
     codes = [each.code for each in ended]
     assert sorted(codes) == [0, 1], f"exit codes {codes}: {ended[0].said}\n{ended[1].said}"

@@ -18,11 +18,12 @@ import secrets
 import shutil
 import socket
 import stat
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import torch
 from torch import Tensor
@@ -164,8 +165,7 @@ def lock(path: str | Path, who: str, way_out: str, shared: bool = False) -> Iter
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
+            owner = _written(file) or "unknown"
             raise ValueError(f"Another {who} (pid {owner}) is writing into {path.parent}. {way_out}") from None
         if not shared:
             try:
@@ -174,6 +174,16 @@ def lock(path: str | Path, who: str, way_out: str, shared: bool = False) -> Iter
             except OSError as error:
                 raise _refused(error, path, 0) from error
         yield
+
+
+def _written(file: TextIO) -> str:
+    """Who holds a lock; one that has only just got it is given time to write its name over that of a dead one."""
+    for _ in range(20):
+        time.sleep(0.1)
+        file.seek(0)
+        if owner := file.read().strip():
+            return owner
+    return ""
 
 
 def cut_off(folder: str | Path) -> list[Path]:
