@@ -284,8 +284,8 @@ class TrainOptions:
     """Latents of a chain that are read; longer chains lose latents at the root end."""
     use_prm_score: bool = True
     """Learn prm_score (from right and wrong answers). --no-use_prm_score: learn the label-free score."""
-    loss: str = "mse"
-    """What is lowered: mse, bce, listwise, pairwise, order, or a weighted sum as bce+0.5*listwise."""
+    loss: str = "bce+0.5*listwise"
+    """What is lowered: mse, bce, listwise, pairwise, order, or a weighted sum of them."""
     supervise: Supervise = "paths"
     """Where a path's target is asked for: paths, at its chain's last latent; steps, at each (all paths weigh alike)."""
     weigh_labels: bool = False

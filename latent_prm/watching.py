@@ -263,7 +263,8 @@ def remarks(entries: Sequence[Mapping[str, Any]], options: TrainOptions) -> list
         said.append(_early(entries))
     if newest.get("train_loss") is not None:
         losses = [entry["train_loss"] for entry in entries if entry.get("train_loss") is not None]
-        if len(losses) > 1 and losses[-1] >= losses[0] and (len(losses) == 2 or losses[-2] < losses[0]):
+        fallen = [loss < (1 - 1e-6) * losses[0] for loss in losses]  # less is rounding
+        if len(losses) > 1 and not fallen[-1] and (len(losses) == 2 or fallen[-2]):
             said.append(f"{losses[0]:.4f} in the first epoch, {losses[-1]:.4f} in epoch {newest['epoch']}")
     found = [f"The loss did not fall: {figures}. {_remedies(options)}" for figures in said if figures]
     if newest.get("val_spread") is not None:

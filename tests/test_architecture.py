@@ -236,7 +236,7 @@ OPTIONS = {
         model_path='builtin' data_dir='prm_data' output_dir=None num_epochs=5 tuning='full' lora_rank=16
         train_embeddings=False batch_size=4 learning_rate=2e-05 weight_decay=0.01 optimizer='adamw'
         warmup_ratio=0.1 gradient_accumulation_steps=4 max_grad_norm=1.0 pooling_strategy='mean'
-        dropout_prob=0.1 max_seq_length=512 use_prm_score=True loss='mse' supervise='paths'
+        dropout_prob=0.1 max_seq_length=512 use_prm_score=True loss='bce+0.5*listwise' supervise='paths'
         weigh_labels=False correctness_weight=0.0 context='question' context_dropout=0.1 reads='fed,answer'
         sees='chain' val_size=0.1
         val_steps=None early_stopping_patience=None save_steps=100 save_total_limit=None

@@ -196,16 +196,18 @@ def test_a_cell_that_fails_is_named_and_stops_no_other_and_is_tried_again(
 def test_a_dry_run_does_nothing_and_axes_make_every_combination(
     write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write("axes: {questions: [2, 4], noise: [0.2, 0.5], loss: [bce, mse]}")
+    path = write("axes: {questions: [2, 4], noise: [0.2, 0.5], loss: [mse, bce+0.5*listwise]}")
     main(ExperimentOptions(path=str(path), dry_run=True))
     printed = capsys.readouterr().out
     assert not Path("reports").exists()
     assert "to do  8 of 8 trainings: 24 questions to read, 48 to score" in printed
     assert "noise 0.5: 8 questions, 8 to grow" in printed
     arms = load_grid(path).arms
-    assert arms[0].name == "questions=2, noise=0.2, loss=mse"  # the base's loss, and the first of what it does not say
+    assert (
+        arms[0].name == "questions=2, noise=0.2, loss=bce+0.5*listwise"
+    )  # the base's loss, and the first of what it does not say
     assert {(arm.questions, arm.pool.noise, arm.train.loss) for arm in arms} == {
-        (n, noise, loss) for n in (2, 4) for noise in (0.2, 0.5) for loss in ("bce", "mse")
+        (n, noise, loss) for n in (2, 4) for noise in (0.2, 0.5) for loss in ("mse", "bce+0.5*listwise")
     }
 
 
@@ -240,7 +242,7 @@ def test_a_random_start_has_the_backbones_shape_its_own_weights_and_any_depth(tm
         ("arms: {a: {questions: 9}}", {}, "FILE: arm 'a': questions is 9, but pool train has 8."),
         ("arms: {a: {noise: -1}}", {}, "FILE: arm 'a': --noise is -1.0, but it must be at least 0."),
         ("arms: {a: {depth: 3}}", {}, "FILE: arm 'a': depth is 3: it must be at least 1, and needs \"start: random\"."),
-        ("arms: {a: {loss: mse}}", {}, "FILE: arms 'base' and 'a' are the same training."),
+        ("arms: {a: {loss: bce+0.5*listwise}}", {}, "FILE: arms 'base' and 'a' are the same training."),
         ("arms: {a: {reads: hidden}}", {}, "FILE: arm 'a' reads hidden, but the pool it learns from has no hidden"),
         ("arms: {a: {keep_hidden: true, reads: hidden}}", {}, "but validation has no hidden states."),
         ("arms: {a: {loss: bce}, a: {loss: mse}}", {}, "'a' is there twice"),

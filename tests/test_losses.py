@@ -229,7 +229,7 @@ def test_every_path_weighs_the_same_however_many_latents_are_supervised() -> Non
     three = math.log(3)
     logits = [[0.0, three, -three, 0.0], [-three, three, 99.0, 99.0]]  # 1/16, 9/16; what is beyond the end is not read
     expected = ((1 / 4 + 1 / 16 + 9 / 16 + 1 / 4) / 4 + (1 / 16 + 9 / 16) / 2) / 2
-    assert math.isclose(step_of(tree, logits, supervise="steps"), expected, rel_tol=1e-6)
+    assert math.isclose(step_of(tree, logits, loss="mse", supervise="steps"), expected, rel_tol=1e-6)
 
 
 def test_paths_are_compared_at_the_same_depth() -> None:
@@ -257,8 +257,8 @@ def test_labels_weigh_by_their_answers_when_asked_to() -> None:
     # 1 of 1 weighs 1/3, 1 of 2 weighs 1/2. Scores 1/2 and 3/4: squares 1/4 and 1/16.
     tree, logits = grown(path("5"), path("5", "7")), [0.0, math.log(3)]
     expected = (1 / 4 / 3 + 1 / 16 / 2) / (1 / 3 + 1 / 2)
-    assert step_of(tree, logits, weigh_labels=True) == pytest.approx(expected)
-    assert step_of(tree, logits) == pytest.approx((1 / 4 + 1 / 16) / 2)
+    assert step_of(tree, logits, loss="mse", weigh_labels=True) == pytest.approx(expected)
+    assert step_of(tree, logits, loss="mse") == pytest.approx((1 / 4 + 1 / 16) / 2)
     assert step_of(tree, logits, loss="bce", weigh_labels=True) == step_of(tree, logits, loss="bce")  # M weighs already
 
 
@@ -268,7 +268,7 @@ def test_labels_of_more_answers_weigh_more_at_each_latent_too() -> None:
     tree.paths[0].prm_score = None
     logits = [[0.0] * 4, [math.log(3)] * 4]
     expected = 1 / 3 * 1 / 4 + 2 / 3 * 9 / 16
-    assert step_of(tree, logits, supervise="steps", weigh_labels=True) == pytest.approx(expected)
+    assert step_of(tree, logits, loss="mse", supervise="steps", weigh_labels=True) == pytest.approx(expected)
 
 
 def test_a_question_weighs_by_its_least_reliable_label_when_asked_to() -> None:
@@ -299,7 +299,7 @@ def test_the_second_head_learns_whether_any_answer_below_was_right() -> None:
     tree, three = grown(path(*"5777"), path("5"), path("7")), math.log(3)
     expected = -(math.log(1 / 2) + 2 * math.log(3 / 4)) / 3
     squares = ((1 / 2 - 1 / 4) ** 2 + (1 / 2 - 1) ** 2 + (1 / 2) ** 2) / 3
-    loss = step_of(tree, [0.0, 0.0, 0.0], [0.0, three, -three], correctness_weight=2.0)
+    loss = step_of(tree, [0.0, 0.0, 0.0], [0.0, three, -three], loss="mse", correctness_weight=2.0)
     assert loss == pytest.approx(squares + 2 * expected)
 
 
@@ -310,11 +310,11 @@ def test_a_latent_is_right_so_far_where_any_path_from_it_ended_right() -> None:
     right, wrong = -math.log(3 / 4), -math.log(1 / 4)
     logits = [[math.log(3)] * 4] * 3
     mse = (((3 / 4 - 1 / 2) ** 2) + (1 / 4) ** 2 + (3 / 4) ** 2) / 3
-    loss = step_of(tree, logits, logits, supervise="steps", correctness_weight=1.0)
+    loss = step_of(tree, logits, logits, loss="mse", supervise="steps", correctness_weight=1.0)
     assert loss == pytest.approx(mse + (right + right + (right + wrong) / 2) / 3)
     # The last three latents of each chain: 2's has one of its parent's now.
     cut = [[math.log(3)] * 3] * 3
-    loss = step_of(tree, cut, cut, supervise="steps", correctness_weight=1.0, max_seq_length=3)
+    loss = step_of(tree, cut, cut, loss="mse", supervise="steps", correctness_weight=1.0, max_seq_length=3)
     assert loss == pytest.approx(mse + (right + right + (right + 2 * wrong) / 3) / 3)
 
 
@@ -452,6 +452,6 @@ def test_a_loss_that_is_none_is_refused(typed: str, said: str) -> None:
 
 
 def test_a_loss_is_read_as_weights() -> None:
-    assert TrainOptions().loss_terms() == {"mse": 1.0}
-    assert TrainOptions(correctness_weight=0.5).loss_terms() == {"mse": 1.0, "correctness": 0.5}
+    assert TrainOptions().loss_terms() == {"bce": 1.0, "listwise": 0.5}
+    assert TrainOptions(loss="mse", correctness_weight=0.5).loss_terms() == {"mse": 1.0, "correctness": 0.5}
     assert TrainOptions(loss="bce + .5*listwise+2*order").loss_terms() == {"bce": 1.0, "listwise": 0.5, "order": 2.0}

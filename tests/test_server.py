@@ -43,7 +43,7 @@ from latent_prm.reasoner import Reasoner
 from latent_prm.tree import ReasoningTree
 
 QUESTION = "Ann has 12 apples. On Monday she buys 5. How many apples does Ann have?"
-OPEN = {"/health", "/", "/page/page.css", "/page/page.js", "/page/icon.svg"}
+OPEN = {"/health", "/", "/page/page.css", "/page/page.js", "/page/tree.css", "/page/tree.js", "/page/icon.svg"}
 CLOSED = {
     "/metrics",
     "/openapi.json",

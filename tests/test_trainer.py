@@ -128,7 +128,7 @@ def test_mse_is_to_the_bit_what_it_always_was(
         targets = torch.tensor([self.trees[i].paths[p].prm_score for i, p in rows])
         return (logits.value.float().sigmoid() - targets[at]).square().mean() * (len(at) / len(rows))
 
-    small = {"num_epochs": 2, "pack_tokens": 40, "learning_rate": 1e-3, "reads": "fed"}
+    small = {"num_epochs": 2, "pack_tokens": 40, "learning_rate": 1e-3, "reads": "fed", "loss": "mse"}
     now = digest(train(trees, "now", **small) / "final")
     monkeypatch.setattr(feeding.StepLoss, "prepare", lambda self, batch: Held(torch.empty(0), {"batch": batch}))
     monkeypatch.setattr(feeding.StepLoss, "share", old)
@@ -153,7 +153,14 @@ def test_a_step_depends_on_the_product_of_batch_and_accumulation_only(train: Tra
 def test_the_mean_loss_of_an_epoch_does_not_depend_on_the_size_of_a_step(
     train: Train, trees: list[ReasoningTree], tiny_lm: Path
 ) -> None:
-    still = {"learning_rate": 0.0, "dropout_prob": 0.0, "context_dropout": 0.0, "val_size": 0, "reads": "fed"}
+    still = {
+        "learning_rate": 0.0,
+        "dropout_prob": 0.0,
+        "context_dropout": 0.0,
+        "val_size": 0,
+        "reads": "fed",
+        "loss": "mse",
+    }
     sizes = [(1, 6), (4, 4), (7, 1), (9, 9)]  # 1, 2, 1 and 13 questions to a step: some of the last steps are smaller
     runs = [
         train(trees, f"{b}x{a}", batch_size=b, gradient_accumulation_steps=a, num_epochs=2, **still) for b, a in sizes
@@ -309,7 +316,7 @@ def test_every_file_of_the_guide_is_there_and_the_statistics_are_true(
 
 def test_best_is_the_epoch_with_the_lowest_validation_loss(train: Train, trees: list[ReasoningTree]) -> None:
     # So high a rate on random labels that the last epoch is not the best one.
-    run = train(trees, num_epochs=5, val_size=0.34, learning_rate=0.03, warmup_ratio=0.0)
+    run = train(trees, num_epochs=5, val_size=0.34, learning_rate=0.03, warmup_ratio=0.0, loss="mse")
     losses = read(run / "training_stats.json")["val_losses"]
     best = losses.index(min(losses)) + 1
     assert best < 5
@@ -389,7 +396,7 @@ def test_the_loss_falls_where_there_is_something_to_learn(train: Train, tmp_path
     ]
     for tree in trees:
         tree.back_up()
-    run = train(trees, num_epochs=6, learning_rate=5e-3, context="none", val_size=0.25)
+    run = train(trees, num_epochs=6, learning_rate=5e-3, context="none", val_size=0.25, loss="mse")
     stats = read(run / "training_stats.json")
     assert stats["epoch_losses"][0] > 0.2 > 0.16 > stats["epoch_losses"][-1]
     assert stats["best_loss"] < 0.2
