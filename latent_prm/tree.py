@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from textwrap import shorten
 
 import torch
 from jaxtyping import Float
@@ -37,7 +38,7 @@ class Answer:
     """The mean over its tokens of the logarithm of each one's probability, before temperature; None: unknown."""
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class Path:
     """A run of consecutive latents by one agent. Its index in ``tree.paths`` is its id."""
 
@@ -61,8 +62,13 @@ class Path:
     hidden: Float[Tensor, "T D"] | None = None
     """On request: the aligned hidden states that the latents were made of, before noise."""
 
+    def __repr__(self) -> str:
+        said = [answer.value for answer in self.answers]
+        score = "" if self.prm_score is None else f", prm_score={self.prm_score:.2f}"
+        return f"Path(agent={self.agent!r}, parent={self.parent}, T={len(self.latents)}, answers={said}{score})"
 
-@dataclass(slots=True, kw_only=True, eq=False)
+
+@dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class ReasoningTree:
     """A question and every path that was grown for it."""
 
@@ -210,6 +216,12 @@ class ReasoningTree:
             name = name.lstrip("│├└─ ")
             nodes.append(Node(parent, shade if alone else None, f"{name}  {value}", shown if alone else name, right))
         return Picture(picture(_printable(self.question), self._facts(), nodes))
+
+    def __repr__(self) -> str:
+        return f"ReasoningTree({shorten(self.question, 60)!r}, {self._facts()})"
+
+    def __str__(self) -> str:
+        return self.show()
 
     def _repr_html_(self) -> str:
         return self.picture()

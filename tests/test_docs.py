@@ -26,6 +26,9 @@ SMALL = {"MAX_SAMPLES": "24", "NUM_PATHS": "4", "NUM_EPOCHS": "1", "TASK": "arit
          "MODEL_PATH": "builtin", "NUM_BOOTSTRAP": "100", "LEARNING_RATE": "3e-4"}  # fmt: skip
 # What needs a GPU and the hub is typed with these instead.
 INSTEAD = {"Qwen/Qwen3-0.6B": "builtin", "--task gsm8k": "--task arithmetic", "--max_samples 1000": "--max_samples 8",
+           "--max_samples -1": "--num_paths 4 --max_samples 60", "1 2 3 4 5 6 7 8 9": "1 2",
+           "tune-noise": "tune-noise --max_samples 12 --noises 0.1,0.3",
+           "--resume auto": "--num_epochs 1 --no-mixed_precision", "--rivals_on": "--num_bootstrap 100 --rivals_on",
            "--num_workers 8": "--num_workers 1 --max_samples 8", "--nproc_per_node 8": "--nproc_per_node 2",
            "--parallel": "--data_dir prm_data --num_epochs 1 --device cpu --no-mixed_precision --parallel"}  # fmt: skip
 

@@ -175,6 +175,14 @@ def test_no_line_is_wider_than_asked(width: int):
         assert all("T 1" in line for line in lines[6:])  # of a line that is too deep, the name stays
 
 
+def test_printed_a_tree_is_shown_and_in_a_list_it_is_a_line():
+    tree = make_tree(make_path("7"), make_path("8", T=3))
+    tree.back_up()
+    assert str(tree) == tree.show()
+    assert repr([tree]) == "[ReasoningTree('3 + 4?', gold 7 · arithmetic · 2 paths, 2 leaves)]"
+    assert repr(tree.paths[1]) == "Path(agent='solo', parent=None, T=3, answers=['8'], prm_score=0.00)"
+
+
 def test_what_a_terminal_would_obey_is_not_shown():
     tree = make_tree(make_path("7\x1b[2J"))
     tree.question, tree.paths[0].agent = "3 +\x1b[31m 4\n?\u202e", "solo\r"
