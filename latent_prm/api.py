@@ -47,6 +47,8 @@ SHELL = {
     "/": ("index.html", "text/html"),
     "/page/page.css": ("page.css", "text/css"),
     "/page/page.js": ("page.js", "text/javascript"),
+    "/page/tree.css": ("tree.css", "text/css"),
+    "/page/tree.js": ("tree.js", "text/javascript"),
     "/page/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 """The page without a word of what is asked of it: open, as /health."""

@@ -4,7 +4,6 @@
 const $ = (id) => document.getElementById(id);
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const PACE = 380; // milliseconds that a step is looked at: a small model is done before anybody has seen it
-const SVG = "http://www.w3.org/2000/svg";
 
 let token = takeToken();
 let about = null;
@@ -166,16 +165,15 @@ function pause(milliseconds, signal) {
 function tell(event) {
   if (event.event === "error") return complain(event.error);
   if (event.event === "started") {
-    tree = { steps: event.steps, expected: event.num_paths + 1, paths: new Map(), step: 0, chosen: null };
+    const expected = event.num_paths + 1; // and the noise-free one
+    tree = { steps: event.steps, expected, paths: [], numbers: new Map(), step: 0, chosen: null, selected: null };
     $("growth").hidden = $("result").hidden = false;
     $("table").replaceChildren();
     document.body.dataset.state = "growing";
-    detail(null);
     return draw();
   }
   if (event.event === "chosen") return conclude(event);
-  tree.step = event.step;
-  for (const path of event.paths) tree.paths.set(path.id, { step: event.step, ...tree.paths.get(path.id), ...path });
+  take(event);
   say(event.event === "answers" ? "Reading the answers …" : `Thinking: step ${event.step} of ${tree.steps} …`);
   draw();
 }
@@ -196,10 +194,9 @@ function conclude(event) {
 
 function votes() {
   const found = new Map();
-  for (const path of leaves()) {
-    if (!path.votes || !path.answers.length) continue;
-    const value = path.answers[0].value;
-    const one = found.get(value) || { value, paths: 0, weight: 0 };
+  for (const path of tree.paths) {
+    if (!path.votes) continue;
+    const value = path.answer, one = found.get(value) || { value, paths: 0, weight: 0 };
     one.paths += path.votes;
     one.weight += path.votes * path.score;
     found.set(value, one);
@@ -213,161 +210,72 @@ function votes() {
     return element("div", { class: `vote${chosen}`, role: "listitem" },
       element("b", {}, one.value || "no answer"),
       element("div", { class: "bar", "aria-hidden": "true" }, bar),
-      element("span", {}, `${one.paths} path${one.paths === 1 ? "" : "s"}, ${percent(one.weight / total)}`));
+      element("span", {}, `${one.paths} path${one.paths === 1 ? "" : "s"}, ${LatentTree.percent(one.weight / total)}`));
   });
 }
 
 // --- the tree --------------------------------------------------------------------------------------------------------
 
-function leaves() {
-  const parents = new Set([...tree.paths.values()].map((path) => path.parent));
-  const found = [...tree.paths.values()].filter((path) => !parents.has(path.id));
-  return found.sort((a, b) => a.noise_free - b.noise_free || order(a, b));
+// A path that alone carries on from another, of the same agent, makes that one longer: so the keyboard goes from leaf to
+// leaf. What is a latent to LatentTree is a step here: all latents of an agent that has more than one to think.
+function take(event) {
+  tree.step = event.step;
+  for (const { id, parent, agent, noise_free, score, answers, votes, probability } of event.paths) {
+    if (!tree.numbers.has(id)) {
+      const before = tree.numbers.get(parent), alone = event.paths.filter((one) => one.parent === parent).length === 1;
+      const longer = alone && tree.paths[before]?.agent === agent;
+      if (!longer) tree.paths.push({ parent: before ?? null, agent, noise_free, latents: 0, steps: [] });
+      tree.numbers.set(id, longer ? before : tree.paths.length - 1);
+      const path = tree.paths[tree.numbers.get(id)];
+      path.latents = path.steps.push(score);
+    }
+    const answer = answers && (answers[0]?.value ?? "");
+    Object.assign(tree.paths[tree.numbers.get(id)], { score, answer, votes, probability });
+  }
 }
 
-function order(a, b) { // as the branches stand: by their chains
-  const one = chain(a), other = chain(b);
-  for (let i = 0; i < Math.min(one.length, other.length); i++) if (one[i] !== other[i]) return one[i] - other[i];
-  return one.length - other.length;
-}
+function leaves() { return tree.paths.flatMap((path, i) => (path.answer === undefined ? [] : i)); }
 
-function chain(path) {
-  const ids = [];
-  for (let at = path; at; at = at.parent === null ? null : tree.paths.get(at.parent)) ids.push(at.id);
-  return ids.reverse();
+function looks() {
+  const { selected, steps: longest, expected: lanes } = tree, told = tree.chosen;
+  const chosen = told ? leaves().filter((i) => tree.paths[i].votes && tree.paths[i].answer === told.answer) : [];
+  return { selected, chosen, longest, lanes, unit: "step", fresh: told ? undefined : tree.step - 1,
+    width: $("stage").clientWidth, label: `Tree of ${tree.paths.length} paths after ${tree.step} of ${longest} steps`,
+    onPoint: detail, onSelect: (i) => { tree.selected = i; draw(); } };
 }
 
 function draw() {
-  const width = Math.max(280, $("stage").clientWidth);
-  const label = Math.min(180, Math.max(96, width * 0.24)), left = 22, top = 22;
-  const ends = leaves(), row = Math.max(20, Math.min(28, 460 / tree.expected));
-  const height = Math.max(tree.expected, ends.length) * row;
-  const x = (step) => left + 14 + ((width - label - left - 24) * step) / Math.max(1, tree.steps);
-  const y = new Map();
-  ends.forEach((path, i) => y.set(path.id, top + (height * (i + 0.5)) / ends.length));
-  for (const path of [...tree.paths.values()].reverse()) { // children stand after their parents
-    if (path.parent === null) continue;
-    const own = y.get(path.id), known = y.get(path.parent);
-    y.set(path.parent, known === undefined ? own : known); // the first child's row, so that a path stays straight
-  }
-  const middle = top + height / 2;
-  const svg = shape("svg", {
-    viewBox: `0 0 ${width} ${top + height + 6}`, height: top + height + 6, role: "group",
-    "aria-label": `Tree of ${ends.length} paths after ${tree.step} of ${tree.steps} steps`,
-  });
-  for (let at = 0; at <= tree.steps; at++) {
-    svg.append(shape("text", { class: "axis", x: at ? x(at) : left, y: 11, "aria-hidden": "true" }, at || "step"));
-  }
-  const edges = shape("g", { "aria-hidden": "true" }), dots = shape("g", { "aria-hidden": "true" });
-  for (const path of tree.paths.values()) {
-    const fresh = path.step === tree.step && !tree.chosen ? " new" : "";
-    const from = path.parent === null ? [left, middle] : [x(tree.paths.get(path.parent).step), y.get(path.parent)];
-    const to = [x(path.step), y.get(path.id)], bend = (from[0] + to[0]) / 2;
-    const tone = path.score === null ? "" : path.score >= 0.5 ? " up" : " down";
-    const d = `M${from}C${bend},${from[1]} ${bend},${to[1]} ${to}`;
-    const edge = shape("path", { class: `edge${tone}${path.noise_free ? " free" : ""}${fresh}`, d, "data-id": path.id });
-    const size = 3 + 3 * (path.score ?? 0);
-    const dot = shape("circle", { class: `dot${tone}${fresh}`, cx: to[0], cy: to[1], r: size, "data-id": path.id });
-    for (const part of [edge, dot]) part.style.setProperty("--p", path.score ?? 0.5);
-    edges.append(edge);
-    dots.append(dot);
-  }
-  svg.append(edges, dots, shape("circle", { class: "trunk", cx: left, cy: middle, r: 10 }),
-    shape("text", { class: "trunk-mark", x: left, y: middle + 4.5 }, "?"));
-  ends.forEach((path, i) => svg.append(end(path, i, { x: x(path.step), y: y.get(path.id), width, row, label })));
-  const held = [...$("stage").querySelectorAll(".path")].indexOf(document.activeElement);
-  $("stage").replaceChildren(svg);
-  if (held >= 0) step(held);
-}
-
-function step(number) { // the one path that Tab reaches
-  const all = [...$("stage").querySelectorAll(".path")];
-  const next = all[Math.max(0, Math.min(all.length - 1, number))];
-  all.forEach((one) => one.setAttribute("tabindex", one === next ? 0 : -1));
-  next.focus();
-}
-
-function end(path, i, at) {
-  const given = path.answers && (path.answers.length ? path.answers[0].value || "no answer" : "no answer");
-  const chosen = tree.chosen && path.votes > 0 && given === tree.chosen.answer;
-  const sure = path.probability ?? path.score;
-  const group = shape("g", {
-    class: `path${chosen ? " chosen" : ""}`, tabindex: i === 0 ? 0 : -1, role: "img", "aria-label": described(path),
-  });
-  group.append(shape("rect", {
-    class: "hit", x: 34, y: at.y - at.row / 2, width: at.width - 36, height: at.row, rx: 6,
-  }));
-  if (given) {
-    const room = Math.floor((at.label - 56) / 7.5);
-    const words = given.length > room ? `${given.slice(0, Math.max(1, room - 1))}…` : given;
-    group.append(shape("text", { x: at.x + 12, y: at.y + 4.5 }, words,
-      shape("tspan", { class: "why", dx: 7 }, sure === null ? "" : percent(sure))));
-  }
-  group.addEventListener("pointerenter", () => pick(path));
-  group.addEventListener("pointerleave", () => pick(null));
-  group.addEventListener("focus", () => pick(path));
-  group.addEventListener("blur", () => pick(null));
-  group.addEventListener("keydown", (event) => {
-    const way = { ArrowDown: 1, ArrowUp: -1, Home: -1e6, End: 1e6 }[event.key];
-    if (!way) return;
-    event.preventDefault();
-    step([...$("stage").querySelectorAll(".path")].indexOf(group) + way);
-  });
-  return group;
-}
-
-function described(path) {
-  const values = chain(path).map((id) => tree.paths.get(id).score);
-  const name = path.noise_free ? "The path without noise" : `Path ${leaves().indexOf(path) + 1}`;
-  const trail = values.map((value) => (value === null ? "–" : value.toFixed(2))).join(" → ");
-  if (!path.answers) return `${name}: ${trail}`;
-  const given = path.answers.length ? path.answers[0].value || "nothing" : "nothing";
-  const sure = path.probability === undefined ? "" : `, right with probability ${percent(path.probability)}`;
-  return `${name} answers ${given}${sure}. Its score, step by step: ${trail}`;
+  LatentTree.draw($("tree"), tree, looks());
+  detail(null);
 }
 
 const RESTING = $("detail").textContent.replace(/\s+/g, " ");
 
-function detail(words) { $("detail").textContent = words ?? RESTING; }
-
-function pick(path) {
-  const svg = $("stage").querySelector("svg");
-  const ids = new Set(path ? chain(path) : []);
-  svg.classList.toggle("picked", path !== null);
-  for (const part of svg.querySelectorAll("[data-id]")) part.classList.toggle("on", ids.has(Number(part.dataset.id)));
-  detail(path && described(path));
+function detail(pointed) {
+  const i = pointed ?? tree.selected;
+  $("detail").textContent = i === null ? RESTING : LatentTree.describe(tree, i, looks());
 }
 
 function fillTable() {
-  const ends = leaves(), steps = Math.max(...ends.map((path) => chain(path).length));
-  const names = ["Path", ...Array.from({ length: steps }, (_, i) => `Step ${i + 1}`), "Answer", "Probability"];
+  const steps = Array.from({ length: tree.steps }, (_, k) => k);
+  const names = ["Path", ...steps.map((k) => `Step ${k + 1}`), "Answer", "Probability"];
   const head = element("tr", {}, ...names.map((name) => element("th", { scope: "col" }, name)));
-  const rows = ends.map((path, i) => {
-    const values = chain(path).map((id) => tree.paths.get(id).score);
-    const cells = Array.from({ length: steps }, (_, k) => (values[k] ?? null) === null ? "" : values[k].toFixed(2));
-    const given = path.answers && path.answers.length ? path.answers[0].value : "";
-    const sure = path.probability === undefined ? "" : percent(path.probability);
-    const name = path.noise_free ? "without noise" : String(i + 1);
-    return element("tr", {}, ...[name, ...cells, given, sure].map((text) => element("td", {}, text)));
+  const rows = leaves().map((i) => {
+    const path = tree.paths[i], values = LatentTree.values(tree, i);
+    const sure = path.probability === undefined ? "" : LatentTree.percent(path.probability);
+    const cells = [`${i + 1}${path.noise_free ? " noise-free" : ""}`, ...steps.map((k) => values[k]?.toFixed(2) ?? ""),
+      path.answer, sure];
+    return element("tr", {}, ...cells.map((text) => element("td", {}, text)));
   });
   $("table").replaceChildren(element("thead", {}, head), element("tbody", {}, ...rows));
 }
 
 // --- small things ----------------------------------------------------------------------------------------------------
 
-function percent(share) { return `${Math.min(99, Math.max(1, Math.round(100 * share)))} %`; } // nothing is certain
-
 function element(name, attributes, ...children) {
-  return built(document.createElement(name), attributes, children);
-}
-
-function shape(name, attributes, ...children) {
-  return built(document.createElementNS(SVG, name), attributes, children);
-}
-
-function built(made, attributes, children) {
+  const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children.map((child) => (child instanceof Node ? child : String(child))));
+  made.append(...children);
   return made;
 }
 
@@ -390,9 +298,6 @@ $("token-form").addEventListener("submit", (event) => {
   sessionStorage.setItem("token", token);
   begin();
 });
-let resizing = 0;
-addEventListener("resize", () => {
-  cancelAnimationFrame(resizing);
-  resizing = requestAnimationFrame(() => tree && !$("growth").hidden && draw());
-});
+LatentTree.legend($("legend"), true, false);
+new ResizeObserver(() => tree && draw()).observe($("stage"));
 begin();

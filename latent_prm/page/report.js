@@ -215,20 +215,13 @@
     }
 
     function draw(whole) {
-      const question = all[state.question], chosen = question.choice ? question.choice.path : null;
+      const question = all[state.question], chosen = question.choice ? [question.choice.path] : [];
       const options = { selected: state.path, chosen, sorted: Boolean($("sorted").value), width: $("canvas").clientWidth,
         label: `Tree of ${question.paths.length} paths`, onSelect: (i) => { state.path = i; draw(false); } };
       LatentTree.draw($("tree"), state.tree, options);
       if (valued) LatentTree.drawValues($("values"), state.tree, { ...options, width: $("canvas").clientWidth });
-      $("picked").textContent = describe(chosen);
+      $("picked").textContent = LatentTree.describe(state.tree, state.path, { chosen });
       if (whole) table(chosen);
-    }
-
-    function describe(chosen) {
-      const path = state.tree.paths[state.path], said = [LatentTree.say(state.tree, state.path, { chosen })];
-      if (path.counts && path.counts[1] > 1) said.push(`${path.counts[0]} of ${path.counts[1]} answers below are right`);
-      if (valued) said.push(`after each latent ${LatentTree.values(state.tree, state.path).map((v) => v.toFixed(2)).join(" ")}`);
-      return said.join("; ") + ".";
     }
 
     function table(chosen) {
@@ -237,7 +230,7 @@
       const row = node("tr");
       row.append(...head.map((name) => Object.assign(node("th", name), { scope: "col" })));
       const body = state.tree.paths.map((path, i) => {
-        const name = `${i + 1}${path.noise_free ? " noise-free" : ""}${i === chosen ? " ★ chosen" : ""}`;
+        const name = `${i + 1}${path.noise_free ? " noise-free" : ""}${chosen.includes(i) ? " ★ chosen" : ""}`;
         const share = path.counts && path.counts[1] > 1 ? ` (${path.counts[0]} of ${path.counts[1]})` : "";
         const outcome = !known(path.right) ? "unknown" : path.right === 1 ? "✓ right" : path.right === 0 ? "✗ wrong"
           : path.right.toFixed(2);

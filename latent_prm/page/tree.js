@@ -5,14 +5,15 @@
 //   latents   how many latents it is long
 //   score     the PRM's value of the whole chain, 0..1, or null
 //   steps     its values after each of its own latents, or nothing: then all are drawn with `score`
-//   right     the share of its answers that are right, 0..1, or null where that is unknown
-//   answer    what was decoded, or null; noise_free, agent: as in a shard
+//   right     the share of its answers that are right, 0..1, or null where that is unknown, or nothing where nobody asks
+//   answer    what was decoded, or null; counts: how many answers below it are right, and of how many
+//   probability  that it ends right, where that is calibrated; noise_free, agent: as in a shard
 // Everything said is set as text, never as HTML, and looks are attributes: no inline style, so any CSP bears it.
 "use strict";
 
 const LatentTree = (() => {
   const NS = "http://www.w3.org/2000/svg";
-  const LANE = 28, TOP = 14, LEFT = 16, END = 9.5, DOT = 6;
+  const LANE = 28, TOP = 20, BOTTOM = 8, LEFT = 16, END = 9.5, DOT = 6;
   /** The colour of a value from 0 (orange) over grey to 1 (blue), as the page has them; null: none is known. */
   function colour(value) {
     if (value === null || value === undefined) return "var(--tree-unknown)";
@@ -30,6 +31,7 @@ const LatentTree = (() => {
 
   const known = (value) => value !== null && value !== undefined;
   const two = (value) => (known(value) ? value.toFixed(2) : "–");
+  const percent = (share) => `${Math.min(99, Math.max(1, Math.round(100 * share)))} %`; // nothing is certain
   const clipped = (text, most) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
 
   /** The paths from the root to path i, both included. */
@@ -83,13 +85,23 @@ const LatentTree = (() => {
     if (path.agent && path.agent !== "solo") said.push(path.agent);
     if (path.noise_free) said.push("noise-free");
     if (known(path.score)) said.push(`predicted ${two(path.score)}`);
+    if (known(path.probability)) said.push(`right with probability ${percent(path.probability)}`);
     if (known(path.answer)) said.push(`answer ${path.answer === "" ? "none" : path.answer}`);
     if (known(path.right)) said.push(path.right === 1 ? "right" : path.right === 0 ? "wrong" : `${two(path.right)} right`);
-    if (options.chosen === i) said.push("chosen");
+    if (options.chosen?.includes(i)) said.push("chosen");
     return said.join(", ");
   }
 
+  /** The same, with all that led there. */
+  function describe(tree, i, options = {}) {
+    const path = tree.paths[i], said = [say(tree, i, options)];
+    if (path.counts && path.counts[1] > 1) said.push(`${path.counts[0]} of ${path.counts[1]} answers below are right`);
+    if (known(path.score)) said.push(`after each ${options.unit || "latent"} ${values(tree, i).map(two).join(" ")}`);
+    return said.join("; ") + ".";
+  }
+
   function ring(group, x, y, right, radius) {
+    if (right === undefined) return;
     const base = known(right) ? "ring wrong" : "ring unknown";
     if (right !== 1) make(group, "circle", { cx: x, cy: y, r: radius, class: base });
     if (known(right) && right > 0) {
@@ -101,30 +113,33 @@ const LatentTree = (() => {
   /** Draw one path: its latents, its end, and what it answered. */
   function drawPath(svg, tree, i, place, options) {
     const { lane, start, x, y, right: edge, leaf } = place, path = tree.paths[i];
-    const chosen = options.chosen === i, selected = options.selected === i;
-    const group = make(svg, "g", { class: `path${selected ? " selected" : ""}${chosen ? " chosen" : ""}`,
+    const chosen = Boolean(options.chosen?.includes(i)), selected = options.selected === i;
+    const looks = { selected, chosen, free: path.noise_free };
+    const group = make(svg, "g", { class: ["path", ...Object.keys(looks).filter((name) => looks[name])].join(" "),
       "data-path": i, role: "treeitem", "aria-level": place.depth[i], "aria-selected": String(selected),
-      tabindex: selected ? 0 : -1, "aria-label": say(tree, i, options) });
+      tabindex: i === place.reached ? 0 : -1, "aria-label": say(tree, i, options) });
     const from = x(start[i]), to = x(start[i] + path.latents), at = y(lane[i]);
     const back = known(path.parent) ? y(lane[path.parent]) : place.root;
     make(group, "rect", { class: "hit", x: leaf ? 0 : from, y: at - LANE / 2, rx: 6, height: LANE,
       width: Math.max(leaf ? edge : to - from + END, 1) });
     const step = (to - from) / path.latents, bend = from + Math.min(step, 40) / 2;
     const value = (t) => (path.steps && path.steps.length > t ? path.steps[t] : path.score);
-    make(group, "path", { class: "line", stroke: colour(value(0)),
+    const fresh = (name, t) => (start[i] + t > options.fresh ? `${name} new` : name);
+    make(group, "path", { class: fresh("line", 1), stroke: colour(value(0)),
       d: `M${from},${back} C${bend},${back} ${bend},${at} ${from + step},${at}` });
     for (let t = 1; t < path.latents; t++) {
-      make(group, "line", { class: "line", x1: from + t * step, y1: at, x2: from + (t + 1) * step, y2: at,
+      make(group, "line", { class: fresh("line", t + 1), x1: from + t * step, y1: at, x2: from + (t + 1) * step, y2: at,
         stroke: colour(value(t)) });
     }
     for (let t = 0; t < path.latents - 1; t++) {
       if (step < 7) break;
-      make(group, "circle", { class: "latent", cx: from + (t + 1) * step, cy: at, r: 3.5, fill: colour(value(t)) });
+      make(group, "circle", { class: fresh("latent", t + 1), cx: from + (t + 1) * step, cy: at, r: 3.5,
+        fill: colour(value(t)) });
     }
     if (place.children.get(i)?.length === 1) { // it only goes on: no end, and no outcome of its own
       make(group, "circle", { class: "latent", cx: to, cy: at, r: 3.5, fill: colour(path.score) });
     } else {
-      make(group, "circle", { class: "end", cx: to, cy: at, r: DOT, fill: colour(path.score) });
+      make(group, "circle", { class: fresh("end", path.latents), cx: to, cy: at, r: DOT, fill: colour(path.score) });
       ring(group, to, at, path.right, END);
     }
     if (leaf) drawAnswer(group, path, to + END + 8, at, edge, chosen);
@@ -135,85 +150,99 @@ const LatentTree = (() => {
     const mark = !known(path.right) ? "" : path.right === 1 ? "✓" : path.right === 0 ? "✗" : "≈";
     const letters = Math.floor((edge - x) / 7.6), before = (mark ? 2 : 0) + (chosen ? 2 : 0);
     const text = make(group, "text", { x, y, "dominant-baseline": "central", class: "said" });
-    const span = (name, said) => make(text, "tspan", { class: name, "xml:space": "preserve" }, said);
+    const span = (name, said) => make(text, "tspan", { class: name }, said);
     if (mark) span(path.right === 1 ? "mark right" : path.right === 0 ? "mark wrong" : "mark", `${mark} `);
     if (chosen) span("mark", "★ ");
     const said = path.answer === "" ? "no answer" : clipped(path.answer ?? "", Math.max(letters - before - 5, 3));
     if (known(path.answer)) span("answer", said);
-    if (known(path.score)) span("value", `  ${two(path.score)}`);
+    const sure = known(path.probability) ? percent(path.probability) : two(path.score);
+    if (known(path.score)) span("value", `  ${sure}`);
     if (path.noise_free && letters > before + said.length + 16) span("value", "  noise-free");
+  }
+
+  /** How wide to draw: never so narrow that nothing is left beside the words. */
+  function room(svg, options) {
+    return Math.max(options.width || svg.clientWidth || svg.parentNode.clientWidth || 600, 240);
+  }
+
+  /** Number the latents along a line of the picture, as close as they can be read. */
+  function axis(svg, x, y, longest, unit = "latent") {
+    const every = Math.ceil((24 * longest) / (x(longest) - x(0))), looks = { class: "tick", y, "aria-hidden": "true" };
+    for (let t = every; t <= longest; t += every) make(svg, "text", { ...looks, x: x(t), "text-anchor": "middle" }, t);
+    make(svg, "text", { ...looks, x: x(longest) + END + 8 }, unit);
   }
 
   /**
    * Draw a tree into an <svg>, growing from left to right, a lane for each leaf; a width of 0 waits for its place.
    *
-   * options: selected, chosen (indices of paths), sorted (siblings by value), label (what the tree is called),
-   * onSelect(index) when a path is clicked or reached by keyboard, longest (latents to leave room for, while it grows).
+   * options: selected (index of a path), chosen (indices), sorted (siblings by value), label (what the tree is called),
+   * onSelect(index) when a path is gone to, onPoint(index or null) when one is pointed at. While it grows: longest,
+   * lanes (latents and leaves to leave room for), fresh (latents that were there before). unit: what a latent is called.
    */
   function draw(svg, tree, options = {}) {
-    const width = options.width || svg.clientWidth || svg.parentNode.clientWidth || 600;
+    const width = room(svg, options);
     const found = layout(tree, options.sorted), side = Math.min(Math.max(width * 0.36, 136), 250);
-    const longest = Math.max(found.longest, options.longest || 0);
-    const height = Math.max(found.lanes, 1) * LANE + 2 * TOP;
+    const longest = Math.max(found.longest, options.longest || 0), lanes = Math.max(found.lanes, options.lanes || 1);
+    const height = TOP + lanes * LANE + BOTTOM, apart = (lanes * LANE) / (found.lanes || 1);
     const x = (latents) => LEFT + ((width - LEFT - side) * latents) / longest;
-    const y = (lane) => TOP + LANE / 2 + lane * LANE;
+    const y = (lane) => TOP + (lane + 0.5) * apart;
     const focused = svg.contains(document.activeElement);
     svg.replaceChildren();
     for (const [key, value] of Object.entries({ viewBox: `0 0 ${width} ${height}`, width, height, role: "tree",
       "aria-label": options.label || "Tree of latent paths" })) svg.setAttribute(key, value);
     svg.classList.add("latent-tree");
+    axis(svg, x, TOP - 8, longest, options.unit);
     const first = (found.children.get(-1) || []).map((i) => found.lane[i]);
-    const root = first.length ? y(first.reduce((a, b) => a + b, 0) / first.length) : y(0);
-    if (!tree.paths[options.selected]) options = { ...options, selected: found.order[0] };
-    const groups = found.order.map((i) => drawPath(svg, tree, i, { ...found, x, y, root, right: width,
-      leaf: !found.children.has(i) }, options));
+    const root = y(first.reduce((a, b) => a + b, 0) / (first.length || 1));
+    const reached = tree.paths[options.selected] ? options.selected : found.order[0], groups = [];
+    for (const i of found.order) {
+      const place = { ...found, x, y, root, reached, right: width, leaf: !found.children.has(i) };
+      groups[i] = drawPath(svg, tree, i, place, options);
+    }
     make(svg, "circle", { class: "root", cx: x(0), cy: root, r: 5, "aria-hidden": "true" });
-    if (focused) groups[found.order.indexOf(options.selected)]?.focus({ preventScroll: true });
-    listen(svg, tree, found, options);
+    listen(svg, tree, groups, found, reached, options);
+    if (focused) groups[reached]?.focus({ preventScroll: true });
     return found;
   }
 
-  function listen(svg, tree, found, options) {
-    const select = (i) => { if (known(i) && tree.paths[i] && options.onSelect) options.onSelect(i); };
-    svg.onclick = (event) => {
-      const group = event.target.closest("[data-path]");
-      if (group) { group.focus({ preventScroll: true }); select(Number(group.dataset.path)); }
-    };
+  /** Whoever goes to a path, by hand or by keyboard, selects it. */
+  function listen(svg, tree, groups, { order, children }, reached, options) {
+    for (const i of order) {
+      groups[i].onclick = () => groups[i].focus({ preventScroll: true });
+      groups[i].onfocus = () => { if (i !== options.selected) options.onSelect?.(i); };
+      groups[i].onpointerenter = () => options.onPoint?.(i);
+    }
+    svg.onpointerleave = () => options.onPoint?.(null);
     svg.onkeydown = (event) => {
-      const at = found.order.indexOf(options.selected), last = found.order.length - 1;
-      const next = { ArrowDown: () => found.order[Math.min(at + 1, last)], ArrowUp: () => found.order[Math.max(at - 1, 0)],
-        Home: () => found.order[0], End: () => found.order[last],
-        ArrowLeft: () => tree.paths[options.selected].parent,
-        ArrowRight: () => (found.children.get(options.selected) || [])[0] }[event.key];
+      const at = order.indexOf(reached), last = order.length - 1;
+      const next = { ArrowDown: () => order[Math.min(at + 1, last)], ArrowUp: () => order[Math.max(at - 1, 0)],
+        Home: () => order[0], End: () => order[last], ArrowLeft: () => tree.paths[reached].parent,
+        ArrowRight: () => (children.get(reached) || [])[0] }[event.key];
       if (!next) return;
       event.preventDefault();
-      select(next());
+      groups[next()]?.focus();
     };
   }
 
   /** Draw the value after each latent of every path's chain, the selected one's in front. */
   function drawValues(svg, tree, options = {}) {
-    const width = options.width || svg.clientWidth || svg.parentNode.clientWidth || 600, height = 190;
+    const width = room(svg, options), height = 190;
     const left = 34, bottom = 30, found = layout(tree, false);
     const leaves = found.order.filter((i) => !found.children.has(i));
     const picked = tree.paths[options.selected] ? options.selected : leaves[0];
-    const x = (t) => left + ((width - left - 52) * t) / found.longest;
+    const x = (t) => left + ((width - left - 60) * t) / found.longest;
     const y = (value) => 10 + (height - bottom - 10) * (1 - value);
     svg.replaceChildren();
     const said = values(tree, picked).map(two).join(", ");
     for (const [key, value] of Object.entries({ viewBox: `0 0 ${width} ${height}`, width, height, role: "img",
       "aria-label": `Value after each latent of path ${picked + 1}: ${said}` })) svg.setAttribute(key, value);
-    svg.classList.add("latent-values");
+    svg.classList.add("latent-tree");
     for (const tick of [0, 0.5, 1]) {
       make(svg, "line", { class: "grid", x1: left, x2: x(found.longest), y1: y(tick), y2: y(tick) });
       make(svg, "text", { class: "tick", x: left - 6, y: y(tick), "text-anchor": "end", "dominant-baseline": "central" },
         String(tick));
     }
-    const every = Math.ceil(found.longest / 12);
-    for (let t = every; t <= found.longest; t += every) {
-      make(svg, "text", { class: "tick", x: x(t), y: height - bottom + 16, "text-anchor": "middle" }, String(t));
-    }
-    make(svg, "text", { class: "tick", x: width - 2, y: height - bottom + 16, "text-anchor": "end" }, "latent");
+    axis(svg, x, height - bottom + 16, found.longest);
     const line = (i, name) => {
       const points = values(tree, i).map((value, t) => [t + 1, value]).filter(([, value]) => known(value));
       if (points.length) {
@@ -235,8 +264,8 @@ const LatentTree = (() => {
     }
   }
 
-  /** Fill an element with the key to the colours and rings. */
-  function legend(element, valued = true) {
+  /** Fill an element with the key to the colours (where there are values) and to the rings (where paths have ended). */
+  function legend(element, valued = true, ended = true) {
     const svg = make(element, "svg", { viewBox: "0 0 136 22", width: 136, height: 22, role: "img",
       "aria-label": "Colour: predicted value, from orange, 0, over grey to blue, 1", class: "latent-tree" });
     if (valued) {
@@ -245,7 +274,7 @@ const LatentTree = (() => {
       make(svg, "text", { x: 124, y: 12, "dominant-baseline": "central", class: "value" }, "1");
     } else svg.remove();
     if (valued) element.append(Object.assign(document.createElement("span"), { textContent: "predicted value" }));
-    for (const [right, said] of [[1, "ended right"], [0, "ended wrong"]]) {
+    for (const [right, said] of !ended ? [] : [[1, "ended right"], [0, "ended wrong"]]) {
       const group = document.createElement("span");
       element.append(group);
       const mark = make(group, "svg", { viewBox: "0 0 22 22", width: 22, height: 22, "aria-hidden": "true",
@@ -255,5 +284,5 @@ const LatentTree = (() => {
     }
   }
 
-  return { draw, drawValues, legend, colour, values, chain, say };
+  return { draw, drawValues, legend, values, describe, percent };
 })();
