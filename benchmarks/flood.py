@@ -46,7 +46,7 @@ CLIENTS, CAPACITIES = 64, 10
 RECOVERS, SERVED = 2.0, 2.0
 """Seconds in which it serves again after the load, and a healthy client beside the slow ones."""
 SLOW = 500
-OPEN = ("/health", "/", "/page/page.css", "/page/page.js", "/page/icon.svg")
+OPEN = ("/health", "/", *(f"/page/{name}" for name in ("page.css", "page.js", "tree.css", "tree.js", "icon.svg")))
 CLOSED = ("/metrics", "/openapi.json", "/docs", "/v1/about", "/v1/score", "/v1/solve", "/nothing", "//health", "/page/")
 QUESTION = "Ann has 12 apples. On Monday she buys 5. How many apples does Ann have?"
 
