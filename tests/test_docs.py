@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 
+from benchmarks.trials import nested
+from latent_prm import load_trees
 from latent_prm.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 ENGLISH = sorted(path for path in DOCS.glob("*.md") if not path.name.endswith(".zh.md"))
-BLOCK = re.compile(r"^```bash(?P<mark> \w+)?\n(?P<text>.*?)^```$", re.M | re.S)
+BLOCK = re.compile(r"(?:^<!-- (?P<mark>\w+) -->\n)?^```(?P<kind>bash|python)\n(?P<text>.*?)^```$", re.M | re.S)
+TOKEN = "a token of thirty-two characters".replace(" ", "-")
 
 # What a guide leaves at its default is made small; what it types stands.
 SMALL = {"MAX_SAMPLES": "24", "NUM_PATHS": "4", "NUM_EPOCHS": "1", "TASK": "arithmetic", "DEVICE": "cpu",
@@ -36,7 +43,9 @@ INSTEAD = {"Qwen/Qwen3-0.6B": "builtin", "--task gsm8k": "--task arithmetic", "-
 class Block(NamedTuple):
     """A piece of a guide that is to be typed."""
 
-    mark: str
+    mark: str | None
+    """gpu: typed with what stands in `INSTEAD`; server: as long as it serves; install: once, before all this."""
+    kind: str
     text: str
 
     @property
@@ -48,7 +57,7 @@ class Block(NamedTuple):
 
 def blocks(path: Path) -> list[Block]:
     """What a guide says is to be typed."""
-    return [Block((match["mark"] or "").strip(), match["text"]) for match in BLOCK.finditer(path.read_text("utf-8"))]
+    return [Block(match["mark"], match["kind"], match["text"]) for match in BLOCK.finditer(path.read_text("utf-8"))]
 
 
 @pytest.fixture
@@ -58,16 +67,29 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("LATENT_PRM_TOKEN", TOKEN)
     for name, value in SMALL.items():
         monkeypatch.setenv(name, value)
+    nested(tmp_path / "other_program" / "prm_data", "run", "3 + 4?")
+    small_grid(ROOT / "experiments" / "choosing.yaml", tmp_path / "experiments")
     handlers, level = logging.root.handlers[:], logging.getLogger("latent_prm").level
     yield tmp_path
     logging.root.handlers[:] = handlers
     logging.getLogger("latent_prm").setLevel(level)
 
 
-def run(command: str) -> None:
-    """Type a line. Our own command runs in this process, which has loaded everything already."""
+def small_grid(grid: Path, folder: Path) -> None:
+    """A documented grid with few questions, one seed and its first two arms."""
+    said = yaml.safe_load(grid.read_text("utf-8"))
+    for pool in said["pools"].values():
+        pool |= {"max_samples": 16, "num_paths": 4}
+    said |= {"seeds": [1], "arms": dict(list(said["arms"].items())[:2])}
+    folder.mkdir()
+    (folder / grid.name).write_text(json.dumps(said), "utf-8")  # which is YAML too
+
+
+def run(command: str) -> str:
+    """Type a line; what it printed. Our own command runs in this process, which has loaded everything already."""
     if command.startswith("latent-prm "):
         words = shlex.split(command, comments=True)[1:]
         try:
@@ -75,10 +97,27 @@ def run(command: str) -> None:
         except SystemExit as end:
             code = end.code
         assert code == 0, f"{command}\nended with {code}"
-        return
+        return ""
     command = command.replace("bash ", f"bash {ROOT}/") if ".sh" in command else command
     done = subprocess.run(["bash", "-euc", command], capture_output=True, text=True, encoding="utf-8", timeout=600)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+@contextmanager
+def serving(command: str) -> Iterator[None]:
+    """A server as it is typed, until it is no longer needed."""
+    words = shlex.split(command)[1:]
+    process = subprocess.Popen([sys.executable, "-m", "latent_prm", *words], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert "Stop it with Ctrl-C." in (
+            process.stdout.readline() + process.stdout.readline() + process.stdout.readline()
+        )
+        yield
+    finally:
+        process.terminate()
+        process.communicate()
 
 
 def small(command: str) -> str:
@@ -93,22 +132,36 @@ def small(command: str) -> str:
 def test_every_command_of_a_guide_runs(guide: Path, shell: Path) -> None:
     if guide.stem in ("troubleshooting", "scaling-out", "python", "serving"):  # which begin where data are
         run("latent-prm collect --max_samples 24 --num_paths 4")
-    for block in blocks(guide):
-        if block.mark == "skip":
-            continue
-        for command in block.commands:
-            run(small(command) if block.mark == "gpu" else command)
-    for code in re.findall(r"^```python\n(.*?)^```$", guide.read_text("utf-8"), re.M | re.S):
-        best = "checkpoints/mine/best"  # the guide's name has the time in it
-        exec(compile(code.replace("checkpoints/qwen_prm_20251226_120000/best", best), guide.name, "exec"), {})
+    with ExitStack() as until_the_end, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        here = {
+            "8000": f"{free.getsockname()[1]}",
+            "checkpoints/qwen_prm_20251226_120000/best": "checkpoints/mine/best",
+        }
+        free.close()
+        for block in blocks(guide):
+            text = re.sub("|".join(map(re.escape, here)), lambda match: here[match.group()], block.text)
+            if block.kind == "python":
+                known = {"token": TOKEN, "tree": load_trees("prm_data")[0]} if block.mark else {}
+                exec(compile(text, guide.name, "exec"), known)
+            elif block.mark != "install":
+                for command in block._replace(text=text).commands:
+                    if command.startswith("latent-prm serve"):
+                        until_the_end.enter_context(serving(command))
+                    elif printed := run(small(command) if block.mark == "gpu" else command):
+                        assert "curl" not in command or json.loads(printed.splitlines()[-1])["event"] == "chosen"
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+def test_nothing_stands_behind_the_language_of_a_block(page: Path) -> None:
+    """The site takes it for no block at all then."""
+    assert not re.findall(r"^```\w+ .*$", page.read_text("utf-8"), re.M)
 
 
 @pytest.mark.parametrize("guide", ENGLISH, ids=lambda path: path.stem)
 def test_the_chinese_guide_types_the_same(guide: Path) -> None:
     chinese = guide.with_suffix(".zh.md")
     assert blocks(chinese) == blocks(guide)
-    fences = [re.findall(r"^```python\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S) for page in (guide, chinese)]
-    assert fences[0] == fences[1]
     headings = [len(re.findall(r"^#+ ", page.read_text("utf-8"), re.M)) for page in (guide, chinese)]
     assert headings[0] == headings[1]
 
