@@ -190,14 +190,16 @@ def curves(entries: Sequence[Mapping[str, Any]], best: int | None) -> list[Part]
     losses = [
         *line("loss", "training", Look("--blue")),
         *line("train_loss", "training, mean of an epoch", Look("--sky", "dot", "square")),
-        *line("val_loss", "validation, squared error", VALIDATION),
     ]
+    errors = line("val_loss", "validation", VALIDATION)
     marked = [entry for entry in entries if entry["step"] == best and entry.get("val_loss") is not None]
     if marked:
         look = Look("--ink", "solid", "star")
-        losses.append(Line(label="best checkpoint", x=[best or 0], y=[marked[-1]["val_loss"]], look=look, sizes=[16]))
+        errors.append(Line(label="best checkpoint", x=[best or 0], y=[marked[-1]["val_loss"]], look=look, sizes=[16]))
     said_of = f"The best checkpoint is of step {best}." if best is not None else ""
-    found: list[Part] = [chart("Loss", losses, STEP, Axis(title="loss"), said_of)] if losses else []
+    found: list[Part] = [chart("Loss", losses, STEP, Axis(title="loss"))] if losses else []
+    if errors:
+        found.append(chart("Squared error of validation", errors, STEP, Axis(title="squared error"), said_of))
     chance = {"chance": 0.5}
     others: list[tuple[str, str, Axis, Look]] = [
         ("val_auroc", "AUROC of validation", Axis(title="AUROC within questions", shows="area"), VALIDATION),

@@ -75,18 +75,18 @@ class NoMatplotlib(ImportError):
 
 
 def loss_curve(stats: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write how training went, against the step: the loss, and below it, where known, learning rate, gradient
-    norm and AUROC.
+    """Write how training went, against the step: the loss, and below it, where known, the squared error on
+    validation (which the loss is not, unless it is mse), learning rate, gradient norm and AUROC.
 
     ``stats`` are the lines of metrics.jsonl. An entry has "step" and any of "loss", "val_loss", "train_loss" (of an
     epoch, which it ends), "lr", "grad_norm", "val_auroc"; others are passed over.
     """
     found = {name: _series(stats, name) for name in ("loss", "train_loss", "val_loss", "lr", "grad_norm", "val_auroc")}
     ends, logged = found["train_loss"][0], {step for steps, _ in found.values() for step in steps}
-    panels: list[tuple[float, Callable[[Axes], None]]] = [(3.4, partial(_losses, found))]
-    for name, shown in (("lr", _rate), ("grad_norm", _norm), ("val_auroc", _areas)):
+    panels: list[tuple[float, Callable[[Axes], None]]] = [(2.8, partial(_losses, found))]
+    for name, shown in (("val_loss", _errors), ("lr", _rate), ("grad_norm", _norm), ("val_auroc", _areas)):
         steps, values = found[name]
-        if len(steps) > (name != "val_auroc"):  # a single rate or norm shows nothing
+        if len(steps) > (name in ("lr", "grad_norm")):  # a single rate or norm shows nothing
             panels.append((1.1, partial(shown, steps, values)))
 
     def draw(number: int, axes: Axes) -> None:
@@ -130,18 +130,21 @@ def _losses(found: Mapping[str, tuple[np.ndarray, np.ndarray]], axes: Axes) -> N
         _trail(axes, steps, losses, BLUE, "training")
     elif len(found["train_loss"][0]):  # a run shorter than --logging_steps
         _trail(axes, *found["train_loss"], BLUE, "training, mean of an epoch")
-    steps, losses = found["val_loss"]
-    if len(steps):
-        axes.plot(steps, losses, color=RED, marker="s", markersize=4, label="validation, squared error")
-        best = int(losses.argmin())
-        lowest = f"lowest: {losses[best]:.4f} in step {steps[best]:.0f}"
-        axes.plot(*[[one[best]] for one in (steps, losses)], color=BLACK, marker="o", markersize=10, fillstyle="none",
-                  linestyle="", label=lowest)  # fmt: skip
     if axes.has_data():
         axes.legend(frameon=False)
     else:
         axes.set_yticks([])
-        axes.text(0.5, 0.5, "nothing was logged", transform=axes.transAxes, ha="center", color=GREY)
+        axes.text(0.5, 0.5, "no loss was logged", transform=axes.transAxes, ha="center", color=GREY)
+
+
+def _errors(steps: np.ndarray, losses: np.ndarray, axes: Axes) -> None:
+    axes.plot(steps, losses, color=RED, marker="s", markersize=4)
+    best = int(losses.argmin())
+    lowest = f"lowest: {losses[best]:.4f} in step {steps[best]:.0f}"
+    axes.plot(*[[one[best]] for one in (steps, losses)], color=BLACK, marker="o", markersize=10, fillstyle="none",
+              linestyle="", label=lowest)  # fmt: skip
+    axes.set_ylabel("squared error\non validation")
+    axes.legend(frameon=False)
 
 
 def _rate(steps: np.ndarray, values: np.ndarray, axes: Axes) -> None:

@@ -15,7 +15,7 @@ from latent_prm.plots import NoiseLine, NoisePanel
 
 pytest.importorskip("matplotlib", reason="matplotlib is the extra [plot]")
 
-MAIN, SMALL = 675, 165
+MAIN, SMALL = 585, 165
 """Pixels of the picture with the loss alone, and of every panel below it."""
 
 
@@ -44,20 +44,20 @@ def test_a_panel_is_there_for_what_was_logged(tmp_path: Path) -> None:
     height, inks = drawn(loss, tmp_path)
     assert height == MAIN and inks["BLUE"] > 500 and inks["RED"] == inks["GREEN"] == inks["ORANGE"] == 0
     height, inks = drawn([*loss, *validated], tmp_path)
-    assert height == MAIN and min(inks["BLUE"], inks["RED"]) > 500
+    assert height == MAIN + SMALL and min(inks["BLUE"], inks["RED"]) > 500
     height, inks = drawn([*steps(90, loss=0.3, lr=2e-5, grad_norm=9.0), *validated], tmp_path)
-    assert height == MAIN + 2 * SMALL and min(inks.values()) > 500
+    assert height == MAIN + 3 * SMALL and min(inks.values()) > 500
     height, more = drawn(
         [*steps(90, loss=0.3, lr=2e-5, grad_norm=9.0), *steps(3, val_loss=0.3, val_auroc=0.6)], tmp_path
     )
-    assert height == MAIN + 3 * SMALL and more["RED"] > inks["RED"] + 100
+    assert height == MAIN + 4 * SMALL and more["RED"] > inks["RED"] + 100
 
 
 @pytest.mark.parametrize(
     ("entries", "ink", "panels"),
     [
         ([{"step": 10, "epoch": 1, "loss": 0.25, "lr": 2e-5, "grad_norm": 1.0}], "BLUE", 0),
-        ([{"step": 7, "epoch": 1, "val_loss": 0.2, "val_auroc": 0.7}], "RED", 1),
+        ([{"step": 7, "epoch": 1, "val_loss": 0.2, "val_auroc": 0.7}], "RED", 2),
         ([{"step": 7, "epoch": 1, "train_loss": 0.2}, {"step": 14, "epoch": 2, "train_loss": 0.1}], "BLUE", 0),
         ([{"step": 10, "epoch": 1, "loss": 0.2, "grad_norm": None}, {"step": 20, "epoch": 1, "loss": 0.1}], "BLUE", 0),
     ],
