@@ -399,7 +399,7 @@ class Bench:
         self.runs += 1
         folders = {"model_path": str(self.model), "output_dir": str(self.scratch / f"run-{self.runs}")}
         common = {"device": self.device.type, "context": "question" if data.question else "none"}
-        return TrainOptions(**{**folders, **common, "reads": "fed", "val_size": 0, "report_to": "none", **own})
+        return TrainOptions(**{**folders, **common, "reads": "fed", "loss": "mse", "val_size": 0, "report_to": "none", **own})
 
     def steps(self, data: Data, trees: Sequence[ReasoningTree], options: TrainOptions, epoch: int = 1) -> Steps:
         """What the trainer goes through in an epoch of these trees."""
