@@ -398,8 +398,8 @@ class Bench:
         """The guide's, where nothing else is said."""
         self.runs += 1
         folders = {"model_path": str(self.model), "output_dir": str(self.scratch / f"run-{self.runs}")}
-        common = {"device": self.device.type, "context": "question" if data.question else "none"}
-        return TrainOptions(**{**folders, **common, "reads": "fed", "loss": "mse", "val_size": 0, "report_to": "none", **own})
+        common = {"device": self.device.type, "context": "question" if data.question else "none", "loss": "mse"}
+        return TrainOptions(**{**folders, **common, "reads": "fed", "val_size": 0, "report_to": "none", **own})
 
     def steps(self, data: Data, trees: Sequence[ReasoningTree], options: TrainOptions, epoch: int = 1) -> Steps:
         """What the trainer goes through in an epoch of these trees."""
