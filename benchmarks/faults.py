@@ -323,7 +323,7 @@ def sums(root: File, paths: Iterable[File]) -> dict[str, str]:
 def verified(run: File) -> dict[str, int]:
     """The checkpoints of a run that are whole, and the step of each."""
     found = {}
-    for path in run.glob("[!.]*/"):
+    for path in filter(File.is_dir, run.glob("[!.]*")):
         try:
             verify_checkpoint(path)
             found[path.name] = load_state(path).step
