@@ -15,6 +15,7 @@ import io
 import json
 import multiprocessing
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -99,7 +100,10 @@ class Points:
 
         io.FileIO = Watched  # type: ignore[misc]  # what `files` writes through
         for kind in ("rename", "replace", "link"):
-            setattr(os, kind, self._watched(kind, getattr(os, kind)))
+            watching = self._watched(kind, getattr(os, kind))
+            setattr(os, kind, watching)
+            if kept := getattr(pathlib, "_NormalAccessor", None):  # Python 3.10's pathlib has them of its own
+                setattr(kept, kind, staticmethod(watching))
         fsync = os.fsync
 
         def watched(number: int) -> None:
