@@ -32,7 +32,7 @@ from latent_prm.metrics import (
     question_aurocs,
     resampled_means,
 )
-from latent_prm.predictions import Bin, Coverage, Errors, Forecast, forecast
+from latent_prm.predictions import Coverage, Errors, Forecast, forecast
 from latent_prm.selector import How, weights
 
 TABLE_SIZES = (1, 4, 16)
@@ -118,11 +118,6 @@ class Comparison:
     def auroc(self) -> Interval | None:
         """Within questions; None when no question has both right and wrong paths."""
         return self.discrimination.auroc
-
-    @property
-    def bins(self) -> list[Bin]:
-        """The first PRM's reliability curve."""
-        return self.forecasts["paths"][0].bins
 
 
 # --- choice among paths ---------------------------------------------------------------------------------------------

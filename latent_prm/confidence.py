@@ -8,7 +8,7 @@ chance, is found here too.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,7 +176,7 @@ def fit(pool: Pool, seed: int = 42, num_bootstrap: int = 2000) -> Confidence:
 
 
 def compare_rules(pool: Pool, seed: int = 42, num_bootstrap: int = 2000) -> Picked:
-    """The rule that `metrics.pick` picks on a pool, and how much better it is there than the others."""
+    """The rule that `metrics.pick_of` picks on a pool, and how much better it is there than the others."""
     right = of_rules(pool)
     accuracy: dict[How, float] = {how: float(each.mean()) for how, each in right.items()}
     best = pick_of(accuracy)
@@ -218,7 +218,8 @@ def _fit_answers(pool: Pool, how: How, seed: int) -> Odds:
     subsets of 1, 2, 4, … of them, so that it knows what fewer paths are worth.
     """
     rng, rows, right, weight = np.random.default_rng(seed), [], [], []
-    for values, correct, scores, lower in _questions(pool):
+    bounds: Sequence[Any] = pool.lower or [None] * len(pool)
+    for values, correct, scores, lower in zip(pool.values, pool.correct, pool.scores, bounds, strict=True):
         sizes = [1 << step for step in range(len(values).bit_length()) if 1 << step < len(values)]
         for size in (*sizes, len(values)):
             members = rng.permutation(len(values))[:size] if size < len(values) else np.arange(size)
@@ -229,32 +230,6 @@ def _fit_answers(pool: Pool, how: How, seed: int) -> Odds:
                 right.append(bool(correct[members[choice.index]]))
                 weight.append(1.0 if size == len(values) else 1 / len(sizes))
     return fit_odds(rows, right, weight, len(FEATURES))
-
-
-def _questions(pool: Pool) -> Iterator[tuple[Any, ...]]:
-    """Values, gradings, scores and lower bounds of every question."""
-    return zip(pool.values, pool.correct, pool.scores, pool.lower or [None] * len(pool), strict=True)
-
-
-# --- judging --------------------------------------------------------------------------------------------------------
-
-
-def outcomes(
-    confidence: Confidence, pool: Pool, how: How | None = None
-) -> tuple[Float[np.ndarray, " Q"], Bool[np.ndarray, " Q"]]:
-    """Of every question, the probability of the answer that is chosen, and whether it is right.
-
-    `predictions` says what they are worth, on questions that nothing was fitted on.
-    Raises ValueError for a rule that was not calibrated.
-    """
-    probabilities, right = [], []
-    for values, correct, scores, lower in _questions(pool):
-        choice = confidence.choose(values, scores, how, lower)
-        if choice.probability is None:
-            raise ValueError(f"The rule {how} was not calibrated: fit on a pool with lower bounds of the scores.")
-        probabilities.append(choice.probability)
-        right.append(bool(correct[choice.index]))
-    return np.array(probabilities), np.array(right)
 
 
 # --- on disk --------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from latent_prm.chronicle import command, duration
 from latent_prm.comparison import Comparison
 from latent_prm.evaluation import Evaluation
 from latent_prm.files import BadFile, load_json
-from latent_prm.metrics import Interval, Method
+from latent_prm.metrics import Interval, Method, rounded
 from latent_prm.plots import LABELS
 from latent_prm.predictions import Bin, Coverage
 from latent_prm.reviving import Unlike, revive
@@ -95,7 +95,7 @@ def _tiles(comparison: Comparison) -> Tiles:
     figures = [
         (f"majority of {n}", _share(vote.mean), _between(vote)),
         (f"{LABELS[rule]} of {n}", _share(own.mean), _between(own)),
-        ("gain over majority, points", f"{100 * gain.mean:+.1f}", _between(gain, "+")),
+        ("gain over majority, points", rounded(100 * gain.mean, sign="+"), _between(gain, "+")),
     ]
     if (gap := comparison.gap_recovered.get(rule, {}).get(n)) is not None:
         figures.append(("gap recovered", _share(gap.mean, 0), "of the way to any path"))
@@ -312,4 +312,4 @@ def _share(value: float, digits: int = 1) -> str:
 
 
 def _between(interval: Interval, sign: str = "") -> str:
-    return f"{100 * interval.low:{sign}.1f} to {100 * interval.high:{sign}.1f}"
+    return f"{rounded(100 * interval.low, sign=sign)} to {rounded(100 * interval.high, sign=sign)}"

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from latent_prm.comparison import accuracy_table
 from latent_prm.evaluation import Scores, pool_of
-from latent_prm.metrics import RIVALS, Interval, gap_share, question_aurocs, resampled_means
+from latent_prm.metrics import RIVALS, Interval, gap_share, question_aurocs, resampled_means, rounded
 from latent_prm.predictions import brier, forecast
 from latent_prm.tree import ReasoningTree
 
@@ -25,8 +25,6 @@ LOW = ("brier", "ece")
 """The figures of which less is better."""
 WHOLE = ("ece",)
 """The figures of all paths together, which no question has for itself: there is no interval over questions."""
-SCALE = 100
-"""Everything is shown in per cent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,16 +274,14 @@ def _bold(text: str, bold: bool) -> str:
 def _shown(figure: Figure | None) -> str:
     if figure is None:
         return "–"
-    spread = "" if figure.spread is None else f" ± {SCALE * figure.spread:.1f}"
+    spread = "" if figure.spread is None else f" ± {rounded(100 * figure.spread)}"
     over = figure.interval
-    between = "" if over is None else f" [{SCALE * over.low:.1f}, {SCALE * over.high:.1f}]"
-    return f"{SCALE * figure.mean:.1f}{spread}{between}"
+    between = "" if over is None else f" [{rounded(100 * over.low)}, {rounded(100 * over.high)}]"
+    return f"{rounded(100 * figure.mean)}{spread}{between}"
 
 
 def _signed(gain: Interval | None) -> str:
-    if gain is None:
-        return "–"
-    return f"{SCALE * gain.mean:+.1f} [{SCALE * gain.low:+.1f}, {SCALE * gain.high:+.1f}]"
+    return "–" if gain is None else gain.per_cent("+")
 
 
 # --- along an axis ----------------------------------------------------------------------------------------------------

@@ -116,6 +116,17 @@ class Interval:
         low, high = np.nanquantile(resampled, (0.025, 0.975))
         return cls(float(mean), float(low), float(high), spread)
 
+    def per_cent(self, sign: str = "", digits: int = 1) -> str:
+        """``43.1 [40.0, 46.2]``, with the spread behind it where there is one."""
+        spread = "" if self.spread is None else f" ±{rounded(100 * self.spread, digits)}"
+        mean, low, high = (rounded(100 * share, digits, sign) for share in (self.mean, self.low, self.high))
+        return f"{mean} [{low}, {high}]{spread}"
+
+
+def rounded(value: float, digits: int = 1, sign: str = "") -> str:
+    """A number as it is read: rounded, and never "-0.0"."""
+    return format(round(value, digits) + 0.0, f"{sign}.{digits}f")
+
 
 # --- expected accuracy of a choice among k of N ---------------------------------------------------------------------
 
@@ -207,11 +218,6 @@ def _subsets(paths: int, k: int, seed: int) -> Float[np.ndarray, "N M"]:
     np.put_along_axis(members, chosen.T, 1.0, axis=0)
     members.setflags(write=False)  # it is cached
     return members
-
-
-def pick(pool: Pool) -> How:
-    """The rule that is right most often with all of a question's paths: what auto stands for. Of equals the first."""
-    return pick_of({how: right.mean() for how, right in of_rules(pool).items()})
 
 
 def of_rules(pool: Pool) -> dict[How, Float[np.ndarray, " Q"]]:

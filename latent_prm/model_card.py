@@ -8,7 +8,7 @@ from typing import Any
 
 from latent_prm.comparison import table_sizes
 from latent_prm.files import BadFile, load_json
-from latent_prm.metrics import METHODS
+from latent_prm.metrics import METHODS, Interval
 from latent_prm.plots import LABELS
 
 PROJECTION = "projection.safetensors"
@@ -190,6 +190,4 @@ def _table(task: str, comparison: Mapping[str, Any]) -> str:
 
 
 def _share(interval: Mapping[str, float] | None) -> str:
-    if interval is None:
-        return ""
-    return f"{100 * interval['mean']:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+    return "" if interval is None else Interval(**interval).per_cent()

@@ -25,8 +25,6 @@ from latent_prm.shards import NoData, load_trees, nested_files, scan
 from latent_prm.sheet import Explorer, Part, Section, Words
 from latent_prm.tree import ReasoningTree
 
-log = logging.getLogger(__name__)
-
 EVALUATION, STEERING = "evaluation.json", "steering.json"
 
 

@@ -24,7 +24,7 @@ from latent_prm.tree import Path, ReasoningTree
 if TYPE_CHECKING:
     from latent_prm.model import QwenLatentPRM
 
-__all__ = ["CONTROLS", "RIVALS", "Scorer", "Scores", "controls", "fit_rivals", "oracle", "score_all"]
+__all__ = ["CONTROLS", "RIVALS", "Scorer", "Scores", "controls", "fit_rivals", "score_all"]
 
 
 # --- rivals that need no training -----------------------------------------------------------------------------------
@@ -96,17 +96,6 @@ RIVALS: dict[str, Scorer] = {
     "agreement": agreement,
 }
 """Those that need no training. No score is a probability: only their order within a question means something."""
-
-
-def oracle(trees: Sequence[ReasoningTree]) -> Scores:
-    """How the path ended: 1 or 0 for its first answer, else its ``prm_score``, else 1/2. No rival, but the ceiling."""
-
-    def ended(path: Path) -> float:
-        if path.answers:
-            return float(path.answers[0].correct)
-        return 0.5 if path.prm_score is None else path.prm_score
-
-    return [np.array([ended(path) for path in tree.paths]) for tree in trees]
 
 
 def score_all(trees: Sequence[ReasoningTree], scorers: dict[str, Scorer]) -> dict[str, Scores]:

@@ -99,11 +99,6 @@ def uncertain(scores: Scores, thoughts: Thoughts, turn: Turn, band: float = 0.25
     return counts
 
 
-RULES: dict[str, Rule] = {
-    rule.__name__: rule for rule in (none, topk, adaptive, diversity, budget, beam, particles, uncertain)
-}
-
-
 def _some(wanted: int, scores: Scores) -> int:
     return min(max(1, wanted), len(scores))
 

@@ -45,8 +45,6 @@ from latent_prm.stopping import ending_on_sigterm
 from latent_prm.tasks import Question, load_task
 from latent_prm.tree import ReasoningTree
 
-log = logging.getLogger(__name__)
-
 ALL = "all tasks"
 UNSTEERED = "unsteered"
 CONFIDENCES = (0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
@@ -435,7 +433,7 @@ def _costs_table(title: str, found: Report) -> Table:
     table = _table(title, "method", "right", "paths", *(*COSTS, "total"))
     for line in found.lines:
         costs = [f"{line.costs[name]:.0f}" for name in (*COSTS, "total")]
-        table.add_row(_named(line.name, line.scorer), _per_cent(line.right), f"{line.paths:.1f}", *costs)
+        table.add_row(_named(line.name, line.scorer), line.right.per_cent(), f"{line.paths:.1f}", *costs)
     return table
 
 
@@ -443,8 +441,8 @@ def _gains_table(title: str, found: Report) -> Table:
     table = _table(title, "method", "as many asked for", "equal latents", "equal compute")
     for line in found.lines:
         if line.gain and line.at_equal_latents and line.at_equal_total:
-            equal = [f"{_per_cent(gain, '+')} ({k})" for k, gain in (line.at_equal_latents, line.at_equal_total)]
-            table.add_row(_named(line.name, line.scorer), _per_cent(line.gain, "+"), *equal)
+            equal = [f"{gain.per_cent('+')} ({k})" for k, gain in (line.at_equal_latents, line.at_equal_total)]
+            table.add_row(_named(line.name, line.scorer), line.gain.per_cent("+"), *equal)
     return table
 
 
@@ -453,21 +451,15 @@ def _stops_table(title: str, found: Report) -> Table:
     than = [f"more than {how.replace('_', ' ')} of all" for how in rivals]
     table = _table(title, "settled by", "at", "paths used, %", "right, %", *than)
     for stop in found.stops:
-        gains = [_per_cent(stop.gains[how], "+") for how in rivals]
+        gains = [stop.gains[how].per_cent("+") for how in rivals]
         table.add_row(
-            _named(stop.by, stop.scorer), f"{stop.confidence:g}", _per_cent(stop.share), _per_cent(stop.right), *gains
+            _named(stop.by, stop.scorer), f"{stop.confidence:g}", stop.share.per_cent(), stop.right.per_cent(), *gains
         )
     return table
 
 
 def _named(name: str, scorer: str) -> str:
     return f"{name} · {scorer}" if scorer else name
-
-
-def _per_cent(interval: Interval, sign: str = "") -> str:
-    shares = (interval.mean, interval.low, interval.high)
-    mean, low, high = (format(round(100 * share, 1) + 0.0, f"{sign}.1f") for share in shares)  # + 0.0: never "-0.0"
-    return f"{mean} [{low},{high}]"
 
 
 def save(reports: dict[str, Report], bench: Bench, facts: dict[str, Any]) -> None:

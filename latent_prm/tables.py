@@ -6,7 +6,7 @@ questions together and then per task; what only some want stands below it, for a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 
 from rich import box
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from latent_prm.comparison import Comparison, Discrimination, Rival
 from latent_prm.evaluation import Evaluation
-from latent_prm.metrics import CHOSEN, METHODS, MOST_SUBSETS, Interval, Method
+from latent_prm.metrics import CHOSEN, METHODS, MOST_SUBSETS, Interval, Method, rounded
 from latent_prm.plots import LABELS
 from latent_prm.predictions import Coverage
 from latent_prm.step_truth import PRM, StepTruth
@@ -139,7 +139,7 @@ def _accuracy_table(by_prm: dict[str, Comparison], title: str, methods: Sequence
     for method in methods:
         for prm, comparison in by_prm.items() if method in CHOSEN else [("", first)]:
             if method in comparison.accuracy:
-                shown = (_per_cent(comparison.accuracy[method][size]) for size in sizes)
+                shown = (comparison.accuracy[method][size].per_cent() for size in sizes)
                 table.add_row(_label(method, prm), *shown)
     return table
 
@@ -156,8 +156,8 @@ def _gain_table(by_prm: dict[str, Comparison]) -> Table:
         for prm, comparison in by_prm.items():
             if method in comparison.accuracy:
                 gap = comparison.gap_recovered[method].get(n)
-                share = "no gap" if gap is None else _per_cent(gap, digits=0)
-                gains = (_per_cent(comparison.differences[method][rival], "+") for rival in rivals)
+                share = "no gap" if gap is None else gap.per_cent(digits=0)
+                gains = (comparison.differences[method][rival].per_cent("+") for rival in rivals)
                 table.add_row(_label(method, prm), *gains, share)
     return table
 
@@ -169,7 +169,7 @@ def _rival_table(comparison: Comparison) -> Table:
     own = (comparison.accuracy[method][comparison.num_paths] for method in ("best", "weighted_vote"))
     table.add_row("the PRM", _mean(comparison.auroc), "", *(f"{100 * right.mean:.1f}" for right in own))
     for name, rival in _in_sections(comparison, table):
-        chosen = (_per_cent(rival.gains[method], "+") for method in ("best", "vote"))
+        chosen = (rival.gains[method].per_cent("+") for method in ("best", "vote"))
         table.add_row(name, _mean(rival.auroc), _area(rival.gains.get("auroc"), "+"), *chosen)
     return table
 
@@ -188,7 +188,7 @@ def _step_table(steps: Sequence[Discrimination]) -> Table:
     columns = ["AUROC", "pairs in order, %", "pooled AUROC", "mixed questions"]
     table = _table("scores after each latent, within questions", "latent", columns)
     for t, step in enumerate(steps, 1):
-        pairs = "none" if step.pairwise is None else _per_cent(step.pairwise)
+        pairs = "none" if step.pairwise is None else step.pairwise.per_cent()
         pooled = "none" if step.pooled is None else _three(step.pooled)
         table.add_row(str(t), _area(step.auroc), pairs, pooled, str(step.num_mixed))
     return table
@@ -202,9 +202,9 @@ def _truth_table(found: Mapping[str, StepTruth]) -> Table:
     table = _table(title, "scored by", found)
     each = list(found.values())
     for name in each[0].f1:
-        table.add_row(f"the {name}" if name == PRM else name, *(_per_cent(own.f1[name]) for own in each))
+        table.add_row(f"the {name}" if name == PRM else name, *(own.f1[name].per_cent() for own in each))
     table.add_section()
-    table.add_row("PRM over the best other", *(f"{own.best} {_per_cent(own.gain, '+')}" for own in each))
+    table.add_row("PRM over the best other", *(f"{own.best} {own.gain.per_cent('+')}" for own in each))
     for label, about in (("PRM's change there", "at_error"), ("at right latents", "elsewhere")):
         changes = (getattr(own.change, about) for own in each)
         table.add_row(label, *("none" if change is None else f"{change:+.3f}" for change in changes))
@@ -261,19 +261,11 @@ def _label(method: Method, prm: str) -> str:
     return f"{ {'best': 'best', 'weighted_vote': 'vote'}.get(method, method) } by {prm}"
 
 
-def _per_cent(interval: Interval, sign: str = "", digits: int = 1) -> str:
-    return _shown(interval, lambda share: format(round(100 * share, digits) + 0.0, f"{sign}.{digits}f"))
-
-
 def _area(interval: Interval | None, sign: str = "") -> str:
     if interval is None:
         return "none"
-    return _shown(interval, lambda area: _three(area, sign))
-
-
-def _shown(interval: Interval, rounded: Callable[[float], str]) -> str:
-    spread = "" if interval.spread is None else f" ±{rounded(interval.spread).lstrip('+')}"
-    return f"{rounded(interval.mean)} [{rounded(interval.low)}, {rounded(interval.high)}]{spread}"
+    spread = "" if interval.spread is None else f" ±{_three(interval.spread)}"
+    return f"{_three(interval.mean, sign)} [{_three(interval.low, sign)}, {_three(interval.high, sign)}]{spread}"
 
 
 def _mean(interval: Interval | None) -> str:
@@ -281,8 +273,7 @@ def _mean(interval: Interval | None) -> str:
 
 
 def _three(area: float, sign: str = "") -> str:
-    """``+ 0.0`` here and elsewhere: never "-0.0"."""
-    return format(round(area, 3) + 0.0, f"{sign}.3f").replace("0.", ".", 1)
+    return rounded(area, 3, sign).replace("0.", ".", 1)
 
 
 # --- words ----------------------------------------------------------------------------------------------------------
@@ -294,7 +285,7 @@ def _about_scores(comparison: Comparison) -> list[str]:
     if told.auroc is None or told.pairwise is None:
         lines.append("AUROC within questions: none, for no question has both right and wrong paths")
     else:
-        pairs = f"pairs in order: {_per_cent(told.pairwise)} %"
+        pairs = f"pairs in order: {told.pairwise.per_cent()} %"
         lines.append(f"AUROC within questions: {_area(told.auroc)} ({told.num_mixed} mixed ones); {pairs}")
     if told.pooled is not None:
         lines.append(f"AUROC pooled over all paths: {_three(told.pooled)} (mostly how hard questions are)")

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from latent_prm import preflight
 from latent_prm.files import save_json
 from latent_prm.growth import Growth
-from latent_prm.metrics import Interval, bootstrap_intervals
+from latent_prm.metrics import Interval, bootstrap_intervals, rounded
 from latent_prm.options import GrowthOptions, TuneNoiseOptions
 from latent_prm.plots import NoiseLine, NoisePanel, NoMatplotlib, noise_curve
 from latent_prm.pretrained import find_device, versions
@@ -282,7 +282,7 @@ def _table(name: str, curve: Curve, num_paths: int) -> Table:
 def _per_cent(interval: Interval) -> str:
     """The mean to a tenth, its interval to a whole: what so few questions tell, and what fits 80 columns."""
     mean, low, high = (100 * share for share in (interval.mean, interval.low, interval.high))
-    return f"{round(mean, 1) + 0.0:.1f} [{round(low)},{round(high)}]"  # + 0.0: never "-0.0"
+    return f"{rounded(mean)} [{rounded(low, 0)},{rounded(high, 0)}]"
 
 
 def verdict(curve: Curve, max_loss: float) -> list[str]:

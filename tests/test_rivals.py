@@ -20,7 +20,6 @@ from latent_prm.rivals import (
     RIVALS,
     controls,
     drowned,
-    oracle,
     out_of_order,
     score_all,
     with_foreign_answers,
@@ -96,11 +95,6 @@ def test_log_probability_is_left_out_where_no_answer_knows_it() -> None:
 def test_agreement_is_the_share_of_the_answers_that_are_the_same() -> None:
     made = tree(path((1, 0), right=True), path((1, 0), right=False), path((1, 0), right=False), path((1, 0)))
     assert said_by("agreement", made) == pytest.approx([1 / 3, 2 / 3, 2 / 3, 0])
-
-
-def test_the_oracle_knows_the_end() -> None:
-    made = tree(path((1, 0)), path((1, 0), parent=0, right=True), path((1, 0), parent=0, right=False), path((1, 0)))
-    assert oracle([made])[0].tolist() == [0.5, 1, 0, 0.5]
 
 
 # --- rivals that learn ----------------------------------------------------------------------------------------------

@@ -12,11 +12,12 @@ import pytest
 import torch
 from conftest import random_tree
 
+from latent_prm import rules
 from latent_prm.growth import Growth, every_latent
 from latent_prm.model import QwenLatentPRM
 from latent_prm.prompts import Agent, Pipeline
 from latent_prm.reasoner import Reasoner
-from latent_prm.rules import RULES, Turn, merged
+from latent_prm.rules import Turn, merged
 from latent_prm.scorers import HeuristicScorer, OracleScorer, PrmScorer, RandomScorer, parameters, score_ends
 from latent_prm.settling import Settled, by_agreement, by_prm, paths_used
 from latent_prm.steering import NAMES, Anytime, Grown, Steering, from_name, joined
@@ -100,25 +101,25 @@ TURN = Turn(width=4, progress=0.0, spent=4, left=3, whole=16, lot=0.5)
     ],
 )
 def test_a_rule_counts_who_goes_on(rule: str, settings: dict[str, float], counts: list[int]) -> None:
-    assert RULES[rule](SCORES, APART, TURN, **settings).tolist() == counts  # type: ignore[reportCallIssue]
+    assert getattr(rules, rule)(SCORES, APART, TURN, **settings).tolist() == counts
 
 
 def test_adaptive_keeps_more_and_more() -> None:
     scores, thoughts = np.arange(10) / 10, np.eye(10)
-    kept = [RULES["adaptive"](scores, thoughts, TURN._replace(progress=at)).sum() for at in (0.0, 0.5, 1.0)]
+    kept = [rules.adaptive(scores, thoughts, TURN._replace(progress=at)).sum() for at in (0.0, 0.5, 1.0)]
     assert kept == [3, 6, 8]  # 30 %, 55 % (to even) and 80 % of ten
 
 
 def test_diversity_prefers_another_thought_to_a_better_score() -> None:
     thoughts = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
-    assert RULES["diversity"](SCORES, thoughts, TURN, keep=0.5).tolist() == [0, 1, 1, 0]  # type: ignore[reportCallIssue]
+    assert rules.diversity(SCORES, thoughts, TURN, keep=0.5).tolist() == [0, 1, 1, 0]
 
 
 def test_particles_go_on_in_proportion_to_their_weight() -> None:
     def counts(lot: float, temperature: float = 1.0, width: int = 8) -> list[int]:
         scores = np.array([0.1, 0.2, 0.5])
         turn = TURN._replace(lot=lot, width=width)
-        return RULES["particles"](scores, np.eye(3), turn, temperature=temperature).tolist()  # type: ignore[reportCallIssue]
+        return rules.particles(scores, np.eye(3), turn, temperature=temperature).tolist()
 
     assert counts(0.5) == [1, 2, 5]  # shares 1/8, 2/8, 5/8 of eight places in the middle of eighths
     assert counts(0.5, temperature=1e9) in ([3, 2, 3], [2, 3, 3])  # nearly alike
