@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from heapq import nlargest
 from itertools import chain, count, islice
 from pathlib import Path
 from statistics import fmean
@@ -51,6 +52,8 @@ MANY = 200
 """Questions from which on compiling is worth its time."""
 FEW = 100
 """Labelled paths. With fewer there is hardly anything to learn from."""
+LOOKED_AT = 100
+"""Questions, the longest ones, whose length is looked at first: the rest are no longer."""
 FIXED = Question("text-0", "?", "")
 """Its prompts tell templates apart: wording, chat template and thinking mode."""
 ROWS = {
@@ -104,6 +107,10 @@ def main(options: CollectOptions) -> None:
         questions, total = draw(options, task)
         reasoner = load(options, total, weights=False)
         growth = reasoner.growth(**options.growth())
+        if total is not None:
+            questions = [*questions]
+            for question in nlargest(LOOKED_AT, questions, key=lambda one: len(one.text)):  # before any is grown
+                reasoner.check_length(question, growth)
         if options.dry_run:
             preview(questions, total, reasoner, growth, options)
             return
@@ -119,7 +126,7 @@ def main(options: CollectOptions) -> None:
             report(folder, options)
 
 
-def draw(options: CollectOptions, task: Task) -> tuple[Iterator[Question], int | None]:
+def draw(options: CollectOptions, task: Task) -> tuple[Iterable[Question], int | None]:
     """This job's questions, those already asked included, and how many they are (None: without end).
 
     Raises ValueError when there are none.

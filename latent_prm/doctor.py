@@ -26,7 +26,7 @@ from latent_prm.options import DoctorOptions
 
 PACKAGE = "latent-prm"
 EXTRAS = {
-    "plot": "the pictures of evaluate, tune-noise and steer",
+    "plot": "the pictures of train, evaluate, tune-noise, steer and experiment",
     "data": "questions from the hub's datasets, and .parquet files",
     "gym": "--task gym:NAME",
     "tasks": "all questions that are not built in",

@@ -113,7 +113,7 @@ def evaluate(
     """
     scored = scores if isinstance(scores, Scored) else Scored(prms=[scores])
     names = sorted({tree.task for tree in trees})
-    order = [i for name in names for i, tree in enumerate(trees) if tree.task == name and tree.offered()]
+    order = [i for name in names for i, tree in enumerate(trees) if tree.task == name and judged(tree)]
     material = _Material(trees, scored, order, confidences, seed)
     groups = {name: [q for q, i in enumerate(order) if trees[i].task == name] for name in names}
     groups = {name: questions for name, questions in groups.items() if questions}
@@ -134,6 +134,11 @@ def evaluate(
         confidences=list(confidences or []),
         beside_siblings=material.beside_siblings,
     )
+
+
+def judged(tree: ReasoningTree) -> bool:
+    """Whether a choice among its noisy paths can be right, and is known to be."""
+    return tree.graded and bool(tree.offered())
 
 
 def _tables(groups: dict[str, list[int]], material: _Material, seed: int) -> dict[str, Table]:

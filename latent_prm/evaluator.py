@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from latent_prm import confidence, preflight
 from latent_prm.doubt import scores_and_bounds
-from latent_prm.evaluation import Evaluation, Scored, Scores, evaluate, fewer_paths, first, pool_of
+from latent_prm.evaluation import Evaluation, Scored, Scores, evaluate, fewer_paths, first, judged, pool_of
 from latent_prm.files import BadFile, load_json, save_json
 from latent_prm.grading import question_digest
 from latent_prm.model import QwenLatentPRM, checkpoint_folder
@@ -240,7 +240,7 @@ def others(
         return []
     asked = {question_digest(tree.question) for tree in trees}
     found = load_trees(folder, options.skip_bad_files)
-    kept = [tree for tree in found if question_digest(tree.question) not in asked and tree.offered()]
+    kept = [tree for tree in found if question_digest(tree.question) not in asked and judged(tree)]
     if len(kept) < len(found):
         log.warning("%d of %d trees in %s are of questions measured on, or without a graded path: left out",
                     len(found) - len(kept), len(found), folder)  # fmt: skip

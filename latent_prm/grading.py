@@ -32,6 +32,7 @@ _PLAIN = re.compile(
     r"(?P<unit>\s*°\s?[CF]?|(?:\s*(?!pi\b)(?=[A-Za-z]{2})|\s+|(?=[ghlmsLVW]\b))"  # "3m" is three metres, "3x" a formula
     r"(?![xyz])[A-Za-z][A-Za-z .²³/-]*(?:\^\{?\d\}?)?)?"
 )
+_FONT = r"(?:text\w*|math(?:rm|bf|it|sf|tt|normal)|mbox)"
 _FORMULA = re.compile(
     r"(?!.*(?:\.\d*\.|\d[eE]\d))"  # 1.000.000 and 1e400 are no formulas
     r"(?:\\(?:[dt]?frac|sqrt|pi|cdot|times|div|infty|pm|cup)(?![A-Za-z])|\\[{}]|[A-Za-z](?![A-Za-z])"
@@ -39,14 +40,22 @@ _FORMULA = re.compile(
 )
 
 
+_PUNCTUATION = ".,;:?!\"'`‘’“”„«»…¿¡–—、。，？！：；$"  # noqa: RUF001
+"""What may be put otherwise without asking something else."""
+_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_]{2})|(?<=[^\W\d_]{2})-(?=[^\W\d_])")  # in a word; "x-y" has a minus
+
+
 def boxed(text: str) -> str | None:
-    r"""What stands in the last complete ``\boxed{…}`` (or ``\fbox``), its braces balanced; None where there is none."""
+    r"""What stands in the last complete ``\boxed{…}`` (or ``\fbox``), its braces balanced; None where there is none.
+
+    An empty one, as where a text repeats what it was asked, counts only where there is no other.
+    """
     opened: list[int] = []
     begin, end = -1, -1
     for brace in re.finditer(r"(\\f?box(?:ed)?\s*\{)|[{}]", text):
         if brace[0] != "}":
             opened.append(brace.end() if brace[1] else -1)
-        elif opened and (start := opened.pop()) > begin:
+        elif opened and (start := opened.pop()) > begin and (begin < 0 or text[start : brace.start()].strip()):
             begin, end = start, brace.start()
     return None if begin < 0 else text[begin:end].strip()
 
@@ -71,9 +80,10 @@ def canonical(answer: str) -> str:
     Numbers and plain fractions with commas, currency and units are read here; other formulas by ``math-verify``. What
     is neither is compared as lower-case words. Safe on any text, in any thread.
     """
-    text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r" \1 ", answer).replace("{,}", ",").replace("−", "-")
+    text = re.sub(rf"\\{_FONT}\s*\{{([^{{}}]*)\}}", r" \1 ", answer).replace("{,}", ",").replace("−", "-")
+    text = re.sub(r"(?<=\d),\\!\s*(?=\d{3})", ",", text)
     text = re.sub(r"(?<=\d)\\[,;! ](?=\d)", " ", text)
-    text = re.sub(r"\\[,;:! ]|\\?[$%€£]|\\(?:left|right)(?![A-Za-z])|\^\s*\{?\s*\\circ\s*\}?", " ", text)
+    text = re.sub(r"\\[,;:! ()]|~|\\?[$%€£]|\\(?:left|right)(?![A-Za-z])|\^\s*\{?\s*\\circ\s*\}?", " ", text)
     text = re.sub(r"^[A-Za-z]\w*\s*=", "", text.strip()).strip().rstrip(".")  # "x = 5" answers 5
     number = _PLAIN.fullmatch(text)
     if number and len(number[0].removesuffix(number["unit"] or "")) <= LONGEST:
@@ -121,15 +131,16 @@ def _formula(text: str) -> str:
 
 
 def _words(text: str) -> str:
-    return " ".join(re.sub(r"[^\w\s.+*/^()=,-]", " ", text.lower()).split())
+    return " ".join(re.sub(r"[\[\]{}\\\"'`~$%&#@!?;:…‘’“”]", " ", text.lower()).split())  # noqa: RUF001
 
 
 def normalise(text: str) -> str:
     """A question's text with case, spaces and punctuation evened out: two spellings of one question become equal.
 
-    Signs that make another sum of the same numbers stay: "3 + 4?" and "3 - 4?" are two questions.
+    Signs that make another question stay: "(3 + 4) * 2?" and "3 + 4 * 2?", "5!" and "5?" are four.
     """
-    return " ".join(re.findall(r"\w+|[+*/^=<>×÷%]|-(?=\s*\d)|\.(?=\d)", text.lower()))
+    text = _HYPHEN.sub(" ", text.lower().replace("−", "-"))
+    return " ".join(re.findall(rf"\w+|\.(?=\d)|(?:(?<=[\d)\]}}])|(?<=\b[^\W\d_]))!|[^\w\s{_PUNCTUATION}]", text))
 
 
 def question_digest(text: str) -> str:
@@ -140,7 +151,8 @@ def question_digest(text: str) -> str:
 # --- choices --------------------------------------------------------------------------------------------------------
 
 _CHOICE = re.compile(r"([A-Z])\. (.+)")
-_LETTER = re.compile(r"[(\[*]*([A-Za-z])[)\]*]*(?:[.:)]\s.*|[.:])?", re.DOTALL)  # B, (B), **B**, "B. Paris"
+# B, (B), **B**, "B. Paris", "Option B"
+_LETTER = re.compile(r"(?:(?i:option|choice|answer)[\s:]+)?[(\[*]*([A-Za-z])[)\]*]*(?:[.:)]\s.*|[.:])?", re.DOTALL)
 _SAID = re.compile(r"(?i:answer)(?:\s+(?i:is|choice|option))*[\s:=*_$({\[\"'\\]*([A-Z])(?![\w'’])")
 _LAST = re.compile(r"(?:^|[\s(*])([A-Z])[).*\s]*\Z")
 
@@ -172,9 +184,9 @@ def chosen(question: str, text: str) -> str:
     choices = choices_of(question) or dict.fromkeys(ascii_uppercase, "")
     inside = boxed(text)
     if inside is None:
-        said = _SAID.findall(text) or _LAST.findall(text)
-        return said[-1] if said and said[-1] in choices else ""
-    inside = re.sub(r"\\(?:text\w*|mathrm|mathbf|mbox)\s*\{([^{}]*)\}", r"\1", inside).strip(" $")
+        said = [letter for letter in _SAID.findall(text) or _LAST.findall(text) if letter in choices]
+        return said[-1] if said else ""
+    inside = re.sub(rf"\\{_FONT}\s*\{{([^{{}}]*)\}}|\\[,;:! ]|~", r" \1", inside).strip(" $")
     letter = _LETTER.fullmatch(inside)
     if letter and letter[1].upper() in choices:
         return letter[1].upper()

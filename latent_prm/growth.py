@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from math import prod
-from typing import Protocol
+from typing import Protocol, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -89,6 +89,20 @@ class Growth:
         return found[self.diversity_strategy] or self.temperature > 0
 
     def __post_init__(self) -> None:
+        noise = self.noise.values() if isinstance(self.noise, dict) else [self.noise]
+        ranges = {
+            "answers_per_leaf": (self.answers_per_leaf >= 1, "at least 1"),
+            "diversity_strategy": (self.diversity_strategy in get_args(Diversity), f"one of {get_args(Diversity)}"),
+            "noise": (all(one >= 0 for one in noise), "at least 0"),
+            "soft_temperature": (self.soft_temperature > 0, "above 0"),
+            "dropout": (0 <= self.dropout < 1, "from 0 to below 1"),
+            "temperature": (self.temperature >= 0, "at least 0"),
+            "top_p": (0 < self.top_p <= 1, "above 0, up to 1"),
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+        }
+        for name, (fine, expected) in ranges.items():
+            if not fine:
+                raise ValueError(f"--{name} is {getattr(self, name)!r}, but it must be {expected}.")
         if self.until_mixed and self.runs[0].branches < 2:
             raise ValueError(
                 "--until_mixed stops after half of the first branches, but there is only one. "
@@ -115,6 +129,10 @@ def plan(
         ValueError: numbers that contradict each other, or a pipeline in which nobody thinks.
     """
     steps = [latent_steps if agent.latent_steps is None else agent.latent_steps for agent in pipeline.agents]
+    least = {"num_paths": (num_paths, 1), "branches": (min(branches or [1]), 1), "latent_steps": (min(steps), 0)}
+    for name, (value, bound) in least.items():
+        if value is not None and value < bound:
+            raise ValueError(f"--{name}: there is a {value}, but it must be at least {bound}.")
     if not any(steps):
         raise ValueError(
             "--latent_steps is 0: an ordinary text agent, which thinks no latents for a PRM to read. Type 1 or more."
@@ -123,7 +141,7 @@ def plan(
     if branches is None and any(named):
         branches = tuple(count or 1 for count, thinks in zip(named, steps, strict=True) if thinks)
     if branches is None:
-        branches = _spread(num_paths or NUM_PATHS, sum(map(bool, steps)))
+        branches = _spread(NUM_PATHS if num_paths is None else num_paths, sum(map(bool, steps)))
     if num_paths is not None and prod(branches) != num_paths:
         product = " x ".join(map(str, branches))
         raise ValueError(

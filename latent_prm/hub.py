@@ -290,6 +290,8 @@ class Source:
                 raise ValueError(f"{where} has a column of another type than it should ({error}).") from None
             if not item.text or not item.gold:
                 raise ValueError(f"{where} has an empty question or answer.")
+            if re.search("[\ud800-\udfff]", item.text + item.gold):
+                raise ValueError(f"{where} has half of a character (a lone surrogate), as of an emoji that was cut.")
             yield item
 
     def _rows(self, split: Split) -> Iterator[tuple[str, Row]]:

@@ -113,7 +113,8 @@ class Interval:
     @classmethod
     def of(cls, mean: float, resampled: Float[np.ndarray, " b"], spread: float | None = None) -> Interval:
         """Around ``mean``, from what was found in each resampling; where that is nan it is passed over."""
-        low, high = np.nanquantile(resampled, (0.025, 0.975))
+        known = resampled[~np.isnan(resampled)]
+        low, high = np.quantile(known if len(known) else [mean], (0.025, 0.975))
         return cls(float(mean), float(low), float(high), spread)
 
     def per_cent(self, sign: str = "", digits: int = 1) -> str:

@@ -217,7 +217,8 @@ class QwenLatentPRM(nn.Module):
             tokenizer = None
             if (folder / "tokenizer_config.json").is_file():
                 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            model = cls(backbone=backbone, tokenizer=tokenizer, reads=own.get("reads", ["fed"]))
+            dropout = float(own.get("dropout_prob", 0.1))
+            model = cls(backbone=backbone, tokenizer=tokenizer, dropout_prob=dropout, reads=own.get("reads", ["fed"]))
             model.load_state_dict(state)
             model.max_seq_length = int(own.get("max_seq_length", model.max_seq_length))
         except Exception as error:  # a config.json can make transformers and torch raise whatever they have
@@ -233,6 +234,7 @@ class QwenLatentPRM(nn.Module):
             "format": "latent-prm/1",
             "latent_dim": self.latent_dim,
             "pooling_strategy": self.pooling,
+            "dropout_prob": self.dropout.p,
             "max_seq_length": self.max_seq_length,
             "context": self.context,
             "reads": list(self.reads),

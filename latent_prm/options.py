@@ -416,7 +416,7 @@ class EvaluateOptions:
     rivals_on: str | None = None
     """A folder with training questions, for the rivals that learn. Left out: only those that do not."""
     rivals: bool = True
-    """Measure the rivals that need no training, and the PRM's controls (four more passes), on the same paths."""
+    """Measure the rivals that need no training, and the PRM's controls (up to six more passes), on the same paths."""
     output_dir: str | None = None
     """Where evaluation.json and the pictures go. Left out: <checkpoint>/evaluation, or reports for the built-in PRM."""
     num_bootstrap: int = 2000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from itertools import islice
 
 from rich import box
@@ -21,7 +21,7 @@ LOOKED_AT = 1000
 
 
 def preview(
-    questions: Iterator[Question], total: int | None, reasoner: Reasoner, growth: Growth, options: CollectOptions
+    questions: Iterable[Question], total: int | None, reasoner: Reasoner, growth: Growth, options: CollectOptions
 ) -> None:
     """Print it. ``reasoner`` needs no weights.
 

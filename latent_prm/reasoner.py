@@ -271,15 +271,13 @@ class Reasoner:
         grown = self._fitting(questions, task, growth, first, noise_free, steer)
         trees = [_tree(question, paths) for question, paths in zip(questions, grown, strict=True)]
         for tree in trees:
-            tree.back_up()
+            back_up(tree)
         if growth.until_mixed:
             undecided = [i for i, tree in enumerate(trees) if tree.mixed]
             more = self._fitting([questions[i] for i in undecided], task, growth, range(half, half + branches), False)
             for i, paths in zip(undecided, more, strict=True):
                 trees[i].paths = beside(trees[i].paths, paths)
-                trees[i].back_up()
-        for path in (path for tree in trees if not tree.graded for path in tree.paths):
-            path.prm_score = path.num_correct = path.num_answers = None  # unknown, which is not zero
+                back_up(trees[i])
         return trees
 
     def _fitting(
@@ -565,6 +563,13 @@ def _tree(question: Question, paths: list[LatentPath]) -> ReasoningTree:
         paths=paths,
         steps=question.steps,
     )
+
+
+def back_up(tree: ReasoningTree) -> None:
+    """As the tree does it; but where right and wrong are not known no path has a label, which is not the label 0."""
+    tree.back_up()
+    for path in tree.paths if not tree.graded else []:
+        path.prm_score = path.num_correct = path.num_answers = None
 
 
 def beside(paths: list[LatentPath], others: list[LatentPath]) -> list[LatentPath]:

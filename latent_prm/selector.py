@@ -122,6 +122,8 @@ def choose_among(
     if not len(values):
         raise ValueError("There is no path to choose from: grow at least one, with --num_paths 1 or more.")
     p = np.asarray(scores, dtype=float)
+    if np.isnan(p).any():
+        raise ValueError("A predicted score is nan, by which nothing can be chosen: look at the latents, or the PRM.")
     by_value = shares(values, weights(how, values, p, None if lower is None else np.asarray(lower)).tolist())
     standing = [i for i, value in enumerate(values) if value != ""] or list(range(len(values)))
     if how == "best":

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 
 from latent_prm.growth import Growth, every_latent
-from latent_prm.reasoner import Reasoner, beside
+from latent_prm.reasoner import Reasoner, back_up, beside
 from latent_prm.rules import (
     Counts,
     Rule,
@@ -262,7 +262,7 @@ class Anytime:
 def joined(tree: ReasoningTree, more: ReasoningTree) -> ReasoningTree:
     """Both trees of one question as one, backed up anew."""
     whole = replace(tree, paths=beside(tree.paths, more.paths))
-    whole.back_up()
+    back_up(whole)
     return whole
 
 

@@ -230,6 +230,11 @@ class WrittenTask(TextTask):
     def __init__(self, source: Source) -> None:
         self.source = source
         self.name = source.dataset or (source.path.stem if source.path else "")
+        if self.name in SIZED:
+            raise ValueError(
+                f"{source.path} is called as the built-in task {self.name} is, whose answers are checked in a way of "
+                f"its own. Rename the file: my_{self.name}{source.path.suffix if source.path else ''}, say."
+            )
 
     def stream(self, split: str, seed: int) -> Iterator[Question]:
         return iter(self.different(split)[0])

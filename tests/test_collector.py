@@ -521,6 +521,17 @@ def test_a_dry_run_refuses_what_a_real_one_would(collect: Collect, capsys: pytes
     assert "but the reasoner has 512" in capsys.readouterr().err
 
 
+def test_a_question_that_is_too_long_is_found_before_any_is_grown(
+    collect: Collect, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*(f"What is {i} + 1 ?" for i in range(20)), "What is " + "1 + " * 600 + "1 ?"]
+    file = tmp_path / "long.jsonl"
+    file.write_text("\n".join(json.dumps({"question": text, "answer": 1}) for text in asked))
+    assert collect(task=file, max_samples=-1) == 1
+    assert "but the reasoner has 512" in capsys.readouterr().err
+    assert not list(folder.glob("*.pt"))
+
+
 def test_until_mixed_reports_what_it_saved(
     collect: Collect, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

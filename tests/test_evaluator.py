@@ -77,10 +77,11 @@ def printed(evaluation: Evaluation | dict[str, Evaluation], width: int = 100) ->
 def test_trees_and_scores_become_a_comparison_per_task_and_one_of_all() -> None:
     trees = [grown("search", 0, noise_free=True, answers="1111"), grown("search", 1, noise_free=True, answers="")]
     trees += [grown("arithmetic", i, noise_free=i != 0, answers="2212") for i in range(3)]
+    trees += [replace(grown("arithmetic", 3, noise_free=False, answers="2222"), gold="")]  # nobody knows
     scores = [torch.tensor([0.5] + [0.9 if path.answers[0].correct else 0.05 for path in t.paths[1:]]) for t in trees]
     found = evaluate(trees, scores, num_bootstrap=100, skipped={"seen in training": 2})
     assert list(found.comparisons) == ["arithmetic", "search", "all tasks"]
-    assert found.skipped == {"seen in training": 2, "no graded path": 1}
+    assert found.skipped == {"seen in training": 2, "no graded path": 2}
     at_four = {method: by_size[4].mean for method, by_size in found.comparisons["arithmetic"].accuracy.items()}
     expected = {"noise_free": 2 / 3, "random": 1 / 4, "vote": 0, "best": 1, "weighted_vote": 1, "oracle": 1}
     expected |= {"tie_break": 0, "logit_vote": 1, "rank_vote": 0, "agreement": 1}

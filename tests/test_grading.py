@@ -21,6 +21,7 @@ from latent_prm.grading import boxed, canonical, choices_of, chosen, extract_ans
         (r"\boxed{5} and then cut off \boxed{6", "5"),
         (r"a stray } and { before \fbox { 8 }", "8"),
         (r"\boxed{} 5", ""),
+        (r"It is \boxed{42}, in \boxed{} as asked.", "42"),
         ("It is 3.\n#### 1,234\nand more 5", "1,234"),
         ("There are 3 of 4, so 12.", "12."),
         ("It costs 1,000 dollars", "1,000"),
@@ -42,13 +43,44 @@ def test_an_answer_is_the_last_box_else_the_mark_else_the_last_number(text: str,
 @pytest.mark.parametrize(
     ("value", "spellings"),
     [
-        ("1000", ["1,000", "1000.0", "1000", "$1,000.00", r"\$1,000", "1{,}000", r"1\,000", "1 000", "+1000", "1e3"]),
+        (
+            "1000",
+            [
+                "1,000",
+                "1000.0",
+                "1000",
+                "$1,000.00",
+                r"\$1,000",
+                "1{,}000",
+                r"1\,000",
+                r"1,\!000",
+                "1 000",
+                "+1000",
+                "1e3",
+            ],
+        ),
         ("1000", ["1000 dollars", "x = 1000", "$1000$", r"\text{1000}", "1 thousand", "01000.", "€1000"]),
         ("-5", ["-5", "−5", "- 5", "-$5", "$-5.00", r"-5\%", "-5 °C", r"-5^\circ", r"-5^{\circ}"]),
         ("0.5", [".5", "0.50", "1/2", r"\frac{1}{2}", r"\frac12", r"\dfrac{2}{4}", "1/2 cup", "2 / 4"]),
         ("-0.75", ["-3/4", r"-\frac{3}{4}", r"\frac{-3}{4}", "-.75"]),
         ("1.5", ["1 1/2", r"1\frac{1}{2}", "1.5 hours", "3/2"]),
-        ("5", ["5 cm", r"5\text{ cm}", r"5\,\text{cm}^2", "5 cm^2", "5m", "5 m/s", "5%", "5 apples"]),
+        (
+            "5",
+            [
+                r"\textbf{5}",
+                r"\mathbf{5}",
+                r"\(5\)",
+                "5~cm",
+                "5 cm",
+                r"5\text{ cm}",
+                r"5\,\text{cm}^2",
+                "5 cm^2",
+                "5m",
+                "5 m/s",
+                "5%",
+                "5 apples",
+            ],
+        ),
         ("1024", ["2^{10}", "2^10", "1,024"]),
         ("2500000", ["2.5 million", "2,500,000"]),
         ("1.414213562", [r"\sqrt{2}", r"\frac{2}{\sqrt{2}}"]),
@@ -73,6 +105,9 @@ def test_equal_values_have_one_spelling(value: str, spellings: list[str]):
         ("5", "-5"),
         ("12:30", "12"),
         ("1.000.000", "1"),
+        (r"1,\!000,\!000", r"1,\!000"),
+        ("p ≥ 3", "p ≤ 3"),
+        ("A ∪ B", "A ∩ B"),
     ],
 )
 def test_different_values_have_different_spellings(one: str, other: str):
@@ -119,6 +154,26 @@ def test_a_digest_depends_on_the_words_and_not_on_their_dress():
     assert question_digest("Ann has 3 apples.") == question_digest("ann  has 3 apples")
     assert question_digest("Ann has 3 apples.") != question_digest("Ann has 4 apples.")
     assert re.fullmatch(r"[0-9a-f]{16}", question_digest("?"))
+    assert question_digest("Does a well-known man say “wow!”") == question_digest("does a well known man say wow?")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is (2 + 3) * 4?", "What is 2 + 3 * 4?"),
+        ("What is 5!?", "What is 5?"),
+        ("Is 3 ≤ 4?", "Is 3 ≥ 4?"),
+        ("How many are in A ∪ B?", "How many are in A ∩ B?"),
+        ("What is |-3|?", "What is -3?"),
+        ("Simplify x - y.", "Simplify x y."),
+        ("What is x-y?", "What is xy?"),
+        ("What is 3 − 4?", "What is 3 4?"),
+        ("What is .5?", "What is 5?"),
+        ("What is #A B?", "What is A B#?"),
+    ],
+)
+def test_a_sign_that_asks_something_else_makes_another_digest(one: str, other: str):
+    assert question_digest(one) != question_digest(other)
 
 
 # --- choices ---------------------------------------------------------------------------------------------------------
@@ -156,6 +211,10 @@ def test_choices_stand_under_the_question_and_are_found_there() -> None:
         ("Answer: B", "B"),
         ("the correct answer is option D", "D"),
         ("Answer: A. Wait. Answer: C", "C"),
+        ("The answer is B. For this answer I compared them all.", "B"),
+        (r"\boxed{Option B}", "B"),
+        (r"\boxed{Answer: C}", "C"),
+        (r"\boxed{(B)\ deep blue}", "B"),
         ("The answer is Blue", ""),
         ("The answer is E", ""),
         ("It must be B", "B"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,9 @@ def test_agents_of_a_file_say_their_own_steps_and_branches() -> None:
     ("given", "sentence"),
     [
         ((SOLO, 0), "--latent_steps is 0: an ordinary text agent"),
+        ((SOLO, -1), "--latent_steps: there is a -1, but it must be at least 0"),
+        ((SOLO, 2, 0), "--num_paths: there is a 0, but it must be at least 1"),
+        ((SOLO, 2, None, (2, 0)), "--branches: there is a 0, but it must be at least 1"),
         ((SOLO, 2, None, (2, 2, 2)), "--branches has 3 numbers, but --latent_steps is 2"),
         ((SOLO, 6, 16, (2, 2)), "--num_paths is 16, but the branches 2 x 2 make 4 leaves"),
         ((SEQUENTIAL, 6, None, (2, 2)), "--branches has 2 numbers, but 3 agents of the pipeline 'sequential' think"),
@@ -77,6 +81,24 @@ def test_it_is_known_whether_paths_can_differ(growth: Growth) -> None:
     assert not differs(noise=0.0) and not differs(noise={"a": 0.0})
     assert differs(diversity_strategy="dropout") and not differs(diversity_strategy="dropout", dropout=0.0)
     assert differs(diversity_strategy="temperature", noise=0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("answers_per_leaf", 0),
+        ("noise", -0.1),
+        ("noise", {"search": -0.1}),
+        ("soft_temperature", 0.0),
+        ("dropout", 1.0),
+        ("temperature", -1.0),
+        ("top_p", 0.0),
+        ("max_new_tokens", 0),
+    ],
+)
+def test_a_number_that_means_nothing_is_refused_from_python_too(growth: Growth, name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"--{name} is {re.escape(repr(value))}, but it must be"):
+        dataclasses.replace(growth, **{name: value})  # type: ignore[reportArgumentType]
 
 
 def test_several_answers_need_a_temperature(growth: Growth) -> None:

@@ -505,16 +505,18 @@ def test_a_checkpoint_folder_is_all_that_is_needed(tmp_path: Path, tiny_backbone
     source = tmp_path / "source"
     source.symlink_to(tiny_backbone_24)
     trained = build(source, "max", latent_dim=16)
-    trained.max_seq_length, trained.context = 4, "none"
+    trained.max_seq_length, trained.context, trained.dropout.p = 4, "none", 0.3
     folder = checkpoint(trained, tmp_path / "best")
     source.unlink()  # the original is gone
     model, trees = QwenLatentPRM.from_pretrained(folder), grow(make_tree, 16)
     assert not model.training
     assert (model.latent_dim, model.pooling, model.max_seq_length, model.context) == (16, "max", 4, "none")
+    assert model.dropout.p == 0.3, "for whoever asks it for its doubt"
     assert json.loads((folder / "config.json").read_text())["latent_prm"] == {
         "format": "latent-prm/1",
         "latent_dim": 16,
         "pooling_strategy": "max",
+        "dropout_prob": 0.3,
         "max_seq_length": 4,
         "context": "none",
         "reads": ["fed"],

@@ -47,6 +47,12 @@ def test_choosing_from_nothing_is_an_error():
         choose_among([], [], "vote")
 
 
+@pytest.mark.parametrize("how", ["best", "weighted_vote"])
+def test_nothing_is_chosen_by_a_score_that_is_no_number(how):
+    with pytest.raises(ValueError, match="score is nan"):
+        choose_among(["7", "8"], [0.5, float("nan")], how)
+
+
 def test_shares_keep_the_order_and_add_up():
     assert list(shares(["b", "a", "b"], [1.0, 2.0, 1.0]).items()) == [("b", 0.5), ("a", 0.5)]
 

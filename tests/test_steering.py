@@ -385,6 +385,14 @@ def test_joined_trees_are_backed_up_anew() -> None:
     assert both.chain(len(both.paths) - 1)[0] >= len(one.paths)
 
 
+def test_what_has_no_gold_gets_no_label_by_being_grown_in_rounds(reasoner: Reasoner, growth: Growth) -> None:
+    nobody_knows = replace(SHORT, gold="", id="mine-1")
+    never = from_name("anytime", ByHand(), confidence=1.1, first=1, more=1)
+    tree = never.grow(reasoner, [nobody_knows], TASK, growth)[0].tree
+    assert len(tree.offered()) == growth.num_paths
+    assert {(path.prm_score, path.num_answers) for path in tree.paths} == {(None, None)}
+
+
 # --- names ----------------------------------------------------------------------------------------------------------
 
 

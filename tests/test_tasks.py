@@ -253,6 +253,7 @@ def test_a_question_asked_twice_is_asked_once(tmp_path: Path):
         (b'{"question": "a"}', 'lacks a "question" or an "answer"'),
         (b'{"question": "a", "answer": null}', 'lacks a "question" or an "answer"'),
         (b'{"question": " ", "answer": "1"}', 'lacks a "question" or an "answer"'),
+        (b'{"question": "a \\ud83d", "answer": "1"}', "has half of a character"),
         (b'["a", "b"]', "is not a JSON object"),
         (b'{"question": "a", "answer": "A", "choices": ["x"]}', "has 1 choices: write 2 to 26"),
         (b'{"question": "a", "answer": "A", "choices": "x, y"}', "has choices that are no list of texts: 'x, y'"),
@@ -381,12 +382,12 @@ def test_mixed_tasks_take_turns_and_grade_their_own():
 
 
 def test_mixed_files_are_read_to_the_end_and_told_apart_by_their_whole_name(tmp_path: Path):
-    for name, count in (("search", 3), ("search-more", 1)):
+    for name, count in (("quiz", 3), ("search-more", 1)):
         lines = [json.dumps({"question": f"{name} {i}?", "answer": i}) for i in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-    task = load_task(f"{tmp_path / 'search.jsonl'},{tmp_path / 'search-more.jsonl'}")
+    task = load_task(f"{tmp_path / 'quiz.jsonl'},{tmp_path / 'search-more.jsonl'}")
     questions = task.questions("train", 0, -1)
-    assert [question.text for question in questions] == ["search 0?", "search-more 0?", "search 1?", "search 2?"]
+    assert [question.text for question in questions] == ["quiz 0?", "search-more 0?", "quiz 1?", "quiz 2?"]
     mixed = load_task(f"search,{tmp_path / 'search-more.jsonl'}")
     assert mixed.grade(questions[1], "0").correct  # and not taken for a search question
     with pytest.raises(ValueError, match="question 'arithmetic-1' is of none of the tasks search,search-more"):
@@ -407,7 +408,12 @@ def test_a_task_that_ends_leaves_the_stream_to_the_others(tmp_path: Path):
 
 def test_two_tasks_of_one_name_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="have one name, so their questions could not be told apart"):
-        load_task(f"search,{tmp_path / 'search.jsonl'}")
+        load_task(f"{tmp_path / 'q.jsonl'},{tmp_path / 'again' / 'q.jsonl'}")
+
+
+def test_a_file_that_is_called_as_a_built_in_task_would_be_graded_as_one_so_it_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"search\.jsonl is called as the built-in task .*: my_search\.jsonl"):
+        load_task(str(tmp_path / "search.jsonl"))
 
 
 def test_a_task_named_twice_is_one_task():
