@@ -51,6 +51,8 @@ def fleeting(error: BaseException) -> bool:
     found = list(causes(error))
     if any(kind.__name__ in _FINAL for each in found for kind in type(each).__mro__):
         return False
+    if any("OfflineModeIsEnabled" in str(each) for each in found):  # datasets says it in words only
+        return False
     if any(getattr(getattr(each, "response", None), "status_code", None) in _BUSY for each in found):
         return True
     return any(kind.__name__ in _FLEETING for each in found for kind in type(each).__mro__)

@@ -107,7 +107,7 @@ def test_equal_values_have_one_spelling(value: str, spellings: list[str]):
         ("1.000.000", "1"),
         (r"1,\!000,\!000", r"1,\!000"),
         ("p ≥ 3", "p ≤ 3"),
-        ("A ∪ B", "A ∩ B"),
+        ("A ∩ B", "A ∆ B"),
     ],
 )
 def test_different_values_have_different_spellings(one: str, other: str):
@@ -163,7 +163,7 @@ def test_a_digest_depends_on_the_words_and_not_on_their_dress():
         ("What is (2 + 3) * 4?", "What is 2 + 3 * 4?"),
         ("What is 5!?", "What is 5?"),
         ("Is 3 ≤ 4?", "Is 3 ≥ 4?"),
-        ("How many are in A ∪ B?", "How many are in A ∩ B?"),
+        ("How many are in A ∩ B?", "How many are in A ∆ B?"),
         ("What is |-3|?", "What is -3?"),
         ("Simplify x - y.", "Simplify x y."),
         ("What is x-y?", "What is xy?"),
