@@ -40,8 +40,3 @@ fi
 echo "Evaluate: $CHECKPOINT on $DATA_DIR/ → $OUTPUT_DIR/"
 "$python" -m latent_prm evaluate --checkpoint "$CHECKPOINT" --data_dir "$DATA_DIR" --output_dir "$OUTPUT_DIR" \
     --num_bootstrap "$NUM_BOOTSTRAP" --device "$DEVICE" --seed "$SEED" "$@"
-
-echo
-echo "Written: $OUTPUT_DIR/evaluation.json and the curves beside it"
-question="Ann has 12 apples. On Monday she buys 5. How many apples does Ann have?"
-echo "Next:    $python -m latent_prm solve --checkpoint $CHECKPOINT \"$question\""

@@ -79,9 +79,8 @@ fi
 if [[ -z $OUTPUT_DIR && -z $RESUME && " $*" != *" --resume"* ]]; then # a run that is resumed has its folder
     OUTPUT_DIR="checkpoints/qwen_prm_$(date +%Y%m%d_%H%M%S)"
 fi
-where=${OUTPUT_DIR:-checkpoints/qwen_prm_…}
 
-echo "Train: $MODEL_PATH on $DATA_DIR/ → $where/"
+echo "Train: $MODEL_PATH on $DATA_DIR/ → ${OUTPUT_DIR:-checkpoints/qwen_prm_…}/"
 echo "       $NUM_EPOCHS epochs, $BATCH_SIZE × $GRADIENT_ACCUMULATION_STEPS paths a step, learning rate $LEARNING_RATE, device $DEVICE"
 "$python" -m methods.latent_prm.trainer \
     --model_path "$MODEL_PATH" \
@@ -111,9 +110,3 @@ echo "       $NUM_EPOCHS epochs, $BATCH_SIZE × $GRADIENT_ACCUMULATION_STEPS pat
     "$gradient_checkpointing" \
     --seed "$SEED" \
     "$@"
-
-if [[ " $*" == *" --plan"* ]]; then exit; fi # nothing was written
-echo
-echo "Written: $where/best (use this one), final, epoch_N, checkpoint-N, training.log, training_stats.json"
-echo "Next:    SPLIT=test OUTPUT_DIR=prm_data_test bash collect_training_data.sh"
-echo "         CHECKPOINT=$where/best bash evaluate_latent_prm.sh"

@@ -508,7 +508,7 @@ def too_few(folder: Path, seed: int, *, count: int | None = None) -> str:
     return f"as they say: {', '.join(found.outcomes)}; slowest {found.slowest:.2f} s"
 
 
-NOTHING, NO_RUN = "No .pt files found in .*\\nRun .*collect_training_data.sh", "best is not a checkpoint"
+NOTHING, NO_RUN = "No .pt files found in .*\\nRun .*collect", "best does not exist"
 LEARNT = "Samples: \\d, where 100 or more are advised(.|\\n)*No validation(.|\\n)*Best checkpoint: "
 UNLEARNT = "There is nothing to learn from: "
 MEASURED, UNSURE = "There are too few questions to calibrate on(.|\\n)*Saved ", "This probability is not calibrated"

@@ -7,6 +7,7 @@ Exit codes: 0 done · 1 the stage said why not · 2 mistyped · 130 Ctrl-C.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -84,6 +85,11 @@ def _run(name: str, args: Sequence[str]) -> int:
             traceback.print_exc()
         _complain(_sentence(error))
         return FAILED
+    except (RuntimeError, MemoryError) as error:  # torch's own is a RuntimeError
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        _complain(_out_of_memory(name, error))
+        return FAILED
     return DONE
 
 
@@ -102,6 +108,13 @@ def _sentence(error: ValueError | OSError) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
+
+
+def _out_of_memory(name: str, error: Exception) -> str:
+    options = getattr(import_module("latent_prm.options"), COMMANDS[name].options)
+    lower = [f"--{one}" for one in ("pack_tokens", "batch_size", "num_paths") if hasattr(options, one)]
+    way_out = f"Type a lower {' or '.join(lower)}, or --device cpu." if lower else "Close other programs."
+    return f"Out of memory. {way_out} ({str(error).partition(chr(10))[0] or type(error).__name__})"
 
 
 def _complain(message: str) -> None:

@@ -17,6 +17,8 @@ from latent_prm.sheet import Chart, Table
 COLOURS = ("--blue", "--orange", "--green", "--red", "--purple", "--sky", "--ink")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "x", "pentagon", "star", "hexagon", "cross")
+ROW = 48
+"""Letters of names that stand side by side below bars. Plotly itself turns them only where they overlap, not touch."""
 
 Value = float | None
 
@@ -189,7 +191,10 @@ def bars(
         }
         for i, (label, values) in enumerate(groups.items())
     ]  # fmt: skip
-    layout = {"barmode": "stack" if stacked else "group", "xaxis": {"title": {"text": text(x)}, "type": "category"}}
+    along: dict[str, Any] = {"title": {"text": text(x)}, "type": "category"}
+    if sum(map(len, names)) > ROW:
+        along["tickangle"] = -40
+    layout = {"barmode": "stack" if stacked else "group", "xaxis": along}
     layout |= {"yaxis": y.layout(), "showlegend": len(groups) > 1, "bargap": 0.25, "hovermode": "closest"}
     rows = [[name, *(y.written(values[i]) for values in groups.values())] for i, name in enumerate(names)]
     return Chart(title, {"data": traces, "layout": layout}, Table("", [x, *groups], rows), said)
@@ -217,7 +222,7 @@ def dots(title: str, intervals: Mapping[str, Interval], x: Axis, said: str = "")
     layout |= {"yaxis": {"type": "category", "autorange": "reversed", "automargin": True}, "hovermode": "closest"}
     rows = [[name, *map(x.written, (one.mean, one.low, one.high))] for name, one in intervals.items()]
     numbers = Table("", ["", x.title, "from (95 %)", "to"], rows)
-    height = 130 + 26 * len(names)
+    height = 160 + 26 * len(names)
     return Chart(title, {"data": [trace], "layout": layout | {"height": height}}, numbers, said)
 
 

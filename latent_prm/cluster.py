@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -25,6 +26,7 @@ from typing import Any
 
 import latent_prm
 from latent_prm.growth import Growth
+from latent_prm.memory import budget
 from latent_prm.reasoner import Reasoner
 from latent_prm.stopping import undisturbed
 from latent_prm.tasks import Question, load_task
@@ -53,11 +55,11 @@ Grown = tuple[list[ReasoningTree], Counter[str]]
 class _Actor:
     """What runs in a worker's process. It loads outside ``__init__``: an error there would reach us as text only."""
 
-    def load(self, reasoner_options: dict[str, Any], task_spec: str, folder: str) -> dict[str, Any]:
+    def load(self, reasoner_options: dict[str, Any], task_spec: str, folder: str) -> tuple[dict[str, Any], int]:
         with suppress(OSError):  # so that relative paths mean the same; on another machine it may not exist
             os.chdir(folder)
         self.reasoner, self.task = Reasoner.from_pretrained(**reasoner_options), load_task(task_spec)
-        return self.reasoner.describe()
+        return self.reasoner.describe(), budget(self.reasoner.device)
 
     def grow(self, batch: list[Question], growth: Growth) -> Grown:
         before = Counter(self.reasoner.spent)
@@ -117,6 +119,7 @@ class RayEngine:
         self._workers: list[_Worker] = []
         self._failed_starts = 0
         self._facts: dict[str, Any] | None = None
+        self._room = sys.maxsize
         self._began: float | None = time.monotonic()
         self._ray = _import_ray()
         self._connected_here = _connect(self._ray, num_workers)
@@ -152,6 +155,12 @@ class RayEngine:
         while self._facts is None:
             self._wait({}, deque())
         return self._facts
+
+    @property
+    def room(self) -> int:
+        """Bytes that a batch may take in any of the workers that have loaded; waits for the first of them."""
+        self.describe()
+        return self._room
 
     def grow(self, batches: Iterable[list[Question]]) -> Iterator[Grown]:
         """The trees of each batch, in the order of the batches, with what they have cost (as ``Reasoner.spent``).
@@ -223,10 +232,11 @@ class RayEngine:
             done[job.number] = result
             return
         worker.loaded, self._failed_starts = True, 0
-        self._facts = self._facts or result
-        if result != self._facts:
+        facts, room = result
+        self._facts, self._room = self._facts or facts, min(self._room, room)
+        if facts != self._facts:
             raise ValueError(
-                f"Two workers have loaded different reasoners, {self._facts} and {result}. Give all machines the same "
+                f"Two workers have loaded different reasoners, {self._facts} and {facts}. Give all machines the same "
                 "--model_path, --revision and --dtype."
             )
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import re
-import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -30,11 +29,11 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from latent_prm import files, preflight, shards
+from latent_prm import files, inventory, preflight, shards
 from latent_prm.files import BadFile
 from latent_prm.growth import Growth
-from latent_prm.memory import stored
-from latent_prm.options import CollectOptions
+from latent_prm.memory import budget, stored
+from latent_prm.options import BUILTIN, CollectOptions
 from latent_prm.pretrained import find_device, versions
 from latent_prm.preview import preview
 from latent_prm.reasoner import Reasoner, batch_size
@@ -64,7 +63,9 @@ ROWS = {
     "mixed": "questions with both right and wrong noisy paths",
 }
 """Of the final table: a shard's accuracies and mixed_share."""
-BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+BAR = "{n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}{postfix}"
+"""Short, for 80 columns; where nobody knows how many questions come:"""
+ENDLESS = "{n_fmt} questions {elapsed}{postfix}"
 COUNTED = ("truncated_answers", "num_answers", "num_leaves", "leaves_in_mixed_questions", "stopped_early", "went_on")
 SPENT = ("prompt_tokens", "latents", "answer_tokens")
 
@@ -73,6 +74,11 @@ _T = TypeVar("_T")
 
 class Engine(Protocol):
     """What grows batches: this process, or the workers of a cluster."""
+
+    @property
+    def room(self) -> int:
+        """Bytes that a batch may take where it is grown."""
+        ...
 
     def grow(self, batches: Iterable[list[Question]]) -> Iterator[tuple[list[ReasoningTree], Counter[str]]]:
         """The trees of each batch, in the order of the batches, and what they cost, as in ``Reasoner.spent``."""
@@ -85,6 +91,10 @@ class LocalEngine:
     def __init__(self, reasoner: Reasoner, task: Task, growth: Growth) -> None:
         self.reasoner, self.task, self.growth = reasoner, task, growth
 
+    @property
+    def room(self) -> int:
+        return budget(self.reasoner.device)
+
     def grow(self, batches: Iterable[list[Question]]) -> Iterator[tuple[list[ReasoningTree], Counter[str]]]:
         for batch in batches:
             before = Counter(self.reasoner.spent)
@@ -92,14 +102,16 @@ class LocalEngine:
             yield trees, self.reasoner.spent - before
 
 
-def main(options: CollectOptions) -> None:
+def main(options: CollectOptions, alone: bool = True) -> None:
     """Run the stage: draw, load, leave out what is there, grow, report. What has been grown is kept, however it ends.
 
+    ``alone``: say what to type next, for it is no part of something larger.
     Raises ValueError (or one of its kin) in plain words, KeyboardInterrupt on Ctrl-C and SystemExit(143) on SIGTERM.
     """
     logging.basicConfig(format="[Collector] %(message)s")
     logging.getLogger("latent_prm").setLevel(logging.INFO)
     with ending_on_sigterm():
+        inventory.refuse_strangers(Path(options.output_dir))
         preflight.can_write(options.output_dir)
         if options.engine == "local":
             find_device(options.device)
@@ -122,8 +134,10 @@ def main(options: CollectOptions) -> None:
             done = finished(writer, options.skip_bad_files)
             if done:
                 log.info("%d questions are already in %s.", len(done), folder)
-            grow(questions, total, done, engine, Batches(reasoner, growth, options), writer)
+            grow(questions, total, done, engine, Batches(reasoner, growth, options, engine), writer)
             report(folder, options)
+            if alone:
+                Console(highlight=False, markup=False).print(f"\nNext: {next_command(options)}", soft_wrap=True)
 
 
 def draw(options: CollectOptions, task: Task) -> tuple[Iterable[Question], int | None]:
@@ -352,14 +366,15 @@ def name_of(options: CollectOptions, task: Task) -> str:
 class Batches:
     """Cuts questions into batches that fit into memory, and never across shards: after a kill the same ones come."""
 
-    def __init__(self, reasoner: Reasoner, growth: Growth, options: CollectOptions) -> None:
-        self.reasoner, self.growth = reasoner, growth
+    def __init__(self, reasoner: Reasoner, growth: Growth, options: CollectOptions, engine: Engine) -> None:
+        self.reasoner, self.growth, self.engine = reasoner, growth, engine
         self.batch_size, self.shard_size = options.batch_size, options.shard_size
 
     def of(self, questions: Iterable[Question]) -> Iterator[list[Question]]:
         """The batches, cut when they are asked for."""
         for part in pieces(questions, self.shard_size):
-            yield from pieces(part, self.batch_size or batch_size(self.reasoner, part, self.growth))
+            size = self.batch_size or batch_size(self.reasoner, part, self.growth, self.engine.room)
+            yield from pieces(part, size)
 
 
 def grow(
@@ -375,7 +390,7 @@ def grow(
     However it ends, the trees of all whole batches are committed.
     """
     kept, leaves, began = 0, 0, time.monotonic()
-    shares: dict[str, list[float]] = {"noise-free": [], "one noisy path": [], "mixed": []}
+    shares: dict[str, list[float]] = {"noise-free": [], "noisy": [], "mixed": []}
 
     def todo() -> Iterator[Question]:
         nonlocal kept
@@ -387,7 +402,7 @@ def grow(
             else:
                 yield question
 
-    with tqdm(total=total, desc="Growing", unit=" questions", bar_format=BAR if total else None) as bar:
+    with tqdm(total=total, bar_format=BAR if total else ENDLESS) as bar:
         try:
             for trees, spent in engine.grow(batches.of(todo())):
                 writer.add(trees, spent)
@@ -413,12 +428,12 @@ def _told(trees: list[ReasoningTree], shares: dict[str, list[float]], leaves: in
         right: dict[bool, list[float]] = {True: [], False: []}
         for i in tree.leaves():
             right[tree.paths[i].noise_free].append(tree.paths[i].prm_score or 0.0)
-        for name, found in (("noise-free", right[True]), ("one noisy path", right[False])):
+        for name, found in (("noise-free", right[True]), ("noisy", right[False])):
             shares[name] += [fmean(found)] if found else []
         shares["mixed"].append(tree.mixed)
     paths = leaves / max(seconds, 1e-9)
-    told = ", ".join(f"{name} {fmean(values):.2f}" for name, values in shares.items() if values)
-    return f"{paths:.0f} paths/s, {told}"
+    told = ", ".join(f"{name} {100 * fmean(values):.0f}" for name, values in shares.items() if values)
+    return f"{paths:.0f} paths/s, {told} %"
 
 
 def pieces(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
@@ -432,7 +447,7 @@ def pieces(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
 
 
 def report(folder: Path, options: CollectOptions) -> None:
-    """Print what the folder holds now, warn in words of what cannot be learned from, and say what to type next."""
+    """Print what the folder holds now, and warn in words of what cannot be learned from."""
     parts = [metadata for _, metadata in _readable(folder)]
     sizes = [part["num_questions"] for part in parts]
     labelled = sum(part["num_labelled"] for part in parts)
@@ -463,7 +478,6 @@ def report(folder: Path, options: CollectOptions) -> None:
             soft_wrap=True,
         )
     _warn([sum(column) for column in zip(*(part["score_histogram"] for part in parts), strict=True)])
-    console.print(f"\nNext: {next_command(options)}", soft_wrap=True)
 
 
 def _warn(histogram: list[int]) -> None:
@@ -478,6 +492,7 @@ def _warn(histogram: list[int]) -> None:
 
 def next_command(options: CollectOptions) -> str:
     """What to type after this collection."""
-    script, folder = ("train", "prm_data") if options.split == "train" else ("evaluate", "prm_data_test")
-    where = "" if options.output_dir == folder else f"DATA_DIR={shlex.quote(options.output_dir)} "
-    return f"{where}bash {script}_latent_prm.sh"
+    if options.split == "train":
+        return shards.command("train", data_dir=options.output_dir)
+    newest = max(Path("checkpoints").glob("qwen_prm_*/best"), default=BUILTIN)  # named by time
+    return shards.command("evaluate", checkpoint=str(newest), data_dir=options.output_dir)

@@ -105,6 +105,8 @@ class Confidence:
     num_paths: int
     """Most paths that one of the questions had."""
     versions: dict[str, str]
+    reasoners: tuple[dict[str, str], ...] = ()
+    """Whose paths they were, as `kinship.growers`; unknown: those that the PRM learnt from."""
 
     def path(self, scores: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
         """Predicted scores → the shares of such paths that are right."""
@@ -281,6 +283,7 @@ def _read(found: dict[str, Any]) -> Confidence:
         regrets=regrets,
         picked=Picked(how, accuracy, gain),
         versions=versions,
+        reasoners=_read_reasoners(found.get("reasoners", [])),
         **counts,
     )
 
@@ -305,6 +308,10 @@ def _read_odds(found: Any, num_features: int) -> dict[How, Odds]:
             raise ValueError(f"the odds of {how} are not {num_features} means, scales above 0, and weights")
         read[how] = Odds(**rows, intercept=_number(odds["intercept"]))
     return read
+
+
+def _read_reasoners(found: Any) -> tuple[dict[str, str], ...]:
+    return tuple({"model": str(one["model"]), "weights": str(one["weights"])} for one in found)
 
 
 def _rule(name: Any) -> How:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from latent_prm import files, foreign, preflight, shards
+from latent_prm import files, foreign, inventory, preflight, shards
 from latent_prm.files import BadFile
 from latent_prm.foreign import Harvest
 from latent_prm.options import ConvertOptions
@@ -35,6 +35,7 @@ def main(options: ConvertOptions) -> None:
             output folder does not go with it.
     """
     logging.basicConfig(format="[Converter] %(message)s")
+    inventory.refuse_strangers(Path(options.output_dir))
     preflight.can_write(options.output_dir)
     harvest = read(options)
     fresh = missing(harvest.trees, options)

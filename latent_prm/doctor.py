@@ -197,14 +197,14 @@ def hub(timeout: float) -> Iterator[Finding]:
 
     address = os.environ.get("HF_ENDPOINT") or HUB
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        yield Finding("reached", f"not asked, for HF_HUB_OFFLINE is set: only what lies in {cache()} is found", "·")
+        yield Finding("address", f"not asked, for HF_HUB_OFFLINE is set: only what lies in {cache()} is found", "·")
     elif not timeout:
-        yield Finding("reached", "not asked, for --timeout is 0", "·")
+        yield Finding("address", "not asked, for --timeout is 0", "·")
     else:
         began, problem = time.perf_counter(), ask(address, timeout)
         took = f"{address} answered in {time.perf_counter() - began:.1f} s"
         way_out = "The built-in models need no hub; others: hf download NAME --local-dir FOLDER where there is one."
-        yield Finding("reached", f"{address}: {problem}. {way_out}" if problem else took, "·" if problem else "✓")
+        yield Finding("address", f"{address}: {problem}. {way_out}" if problem else took, "·" if problem else "✓")
     token = "there is one" if get_token() else "none: gated and private models are not to be had"
     yield Finding("token", token)
 

@@ -1,37 +1,39 @@
 """STAGE 3: checkpoint + shards → how much the PRM improves the choice among paths, on questions it never saw.
 
-latent-prm evaluate --checkpoint checkpoints/qwen_prm_…/best --data_dir prm_test
+latent-prm evaluate --checkpoint checkpoints/qwen_prm_…/best --data_dir prm_data_test
 """
 
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from latent_prm import confidence, preflight
+from latent_prm import confidence, kinship, preflight
 from latent_prm.doubt import scores_and_bounds
 from latent_prm.evaluation import Evaluation, Scored, Scores, evaluate, fewer_paths, first, judged, pool_of
-from latent_prm.files import BadFile, load_json, save_json
+from latent_prm.files import load_json, save_json
+from latent_prm.foreign import UNKNOWN
 from latent_prm.grading import question_digest
-from latent_prm.model import QwenLatentPRM, checkpoint_folder
+from latent_prm.model import QwenLatentPRM, checked_folder
 from latent_prm.options import BUILTIN, EvaluateOptions
 from latent_prm.plots import NoMatplotlib, accuracy_curve, calibration_curves, coverage_picture, steps_curve
 from latent_prm.pretrained import pick_device, versions
 from latent_prm.reasoner import Reasoner
 from latent_prm.rivals import RIVALS, controls, fit_rivals, score_all
-from latent_prm.shards import load_trees, read_metadata, scan
+from latent_prm.shards import TEST_DATA, NoData, load_trees, no_data, scan
 from latent_prm.step_truth import step_truth
 from latent_prm.tables import print_evaluation, verdict
 from latent_prm.tree import ReasoningTree
 from latent_prm.truth import Steps, step_scores, sure_thoughts
 
 __all__ = ["Evaluation", "evaluate", "main", "measure", "print_evaluation", "save", "verdict"]
+
+EXAMPLE = "Ann has 12 apples. On Monday she buys 5. How many apples does Ann have?"
 
 log = logging.getLogger(__name__)
 
@@ -48,32 +50,39 @@ def main(options: EvaluateOptions) -> Evaluation:
     facts = {"options": asdict(options), "bad_files": bad_files, "seconds": round(time.time() - started, 1)}
     save(evaluation, output_folder(options), facts)
     save_confidences(evaluation, options)
+    print(f"Next: {next_command(options)}")
     return evaluation
 
 
 def measure(options: EvaluateOptions) -> tuple[Evaluation, list[str]]:
     """Load, score and compare; also the files that were left out, in words. Raises as `main`."""
-    folders, device = [checkpoint_folder(checkpoint) for checkpoint in options.checkpoint], pick_device(options.device)
+    folders, device = [checked_folder(checkpoint) for checkpoint in options.checkpoint], pick_device(options.device)
     own = [checkpoint for checkpoint in options.checkpoint if checkpoint != BUILTIN and options.calibrate_on]
     for place in (output_folder(options), *own):
         preflight.can_write(place)
-    for checkpoint, data_dir in product(options.checkpoint, filter(None, [options.data_dir, options.calibrate_on])):
-        preflight.check_data(data_dir, checkpoint)
+    for name, folder in folders_of(options).items():
+        if not any(scan(folder)):
+            raise nothing_in(name, folder)
+        for checkpoint in options.checkpoint if name != "rivals_on" else ():
+            preflight.check_data(folder, checkpoint, f"--{name}")
     bad_files: list[str] = []
-    trees, seen = unseen(load_trees(options.data_dir, options.skip_bad_files, bad_files), folders)
-    apart = others(options.calibrate_on, trees, options, folders)
+    trees, seen = unseen(load("data_dir", options, bad_files), folders)
+    apart = others("calibrate_on", trees, options, folders)
     reasoner = thinker(options.data_dir) if options.rivals else None
     checked_apart = apart if reasoner is not None and apart and grown_by(reasoner, options.calibrate_on) else []
     said, said_apart, fitted = [], [], []
-    for folder in folders:
+    for checkpoint, folder in zip(options.checkpoint, folders, strict=True):
         model = QwenLatentPRM.from_pretrained(folder, device=device)
-        for tree in (trees[0], *apart[:1]):
-            check_width(model, tree, options)
+        for name, tree in (("data_dir", trees[0]), *(("calibrate_on", tree) for tree in apart[:1])):
+            check_width(model, tree, options, name)
         said.append(listen(model, trees, options))
         said_apart.append(after_each_latent(model, checked_apart, options))
-        if apart:
-            pool = pool_of(apart, *_opinions(model, apart, options))
-            fitted.append(confidence.fit(pool, options.seed, options.num_bootstrap))
+        calibration = None
+        if options.calibrate_on and apart:
+            pool, of = pool_of(apart, *_opinions(model, apart, options)), kinship.growers(options.calibrate_on)
+            calibration = replace(confidence.fit(pool, options.seed, options.num_bootstrap), reasoners=of)
+            fitted.append(calibration)
+        kinship.believed(checkpoint, model, calibration, kinship.growers(options.data_dir))
     chance = {"num_bootstrap": options.num_bootstrap, "seed": options.seed}
     scored, skipped = together(said, *rivals(trees, options, reasoner)), {"seen in training": seen}
     evaluation = evaluate(trees, scored, confidences=fitted or None, skipped=skipped, **chance)
@@ -166,7 +175,7 @@ def rivals(
         known["surety"] = sure_thoughts(reasoner)
     ordinal = frozenset(known)
     if options.rivals_on is not None:
-        known |= fit_rivals(others(options.rivals_on, trees, options), options.seed)
+        known |= fit_rivals(others("rivals_on", trees, options), options.seed)
     return dict(score_all(trees, known)), ordinal
 
 
@@ -191,15 +200,33 @@ def grown_by(reasoner: Reasoner, folder: str | None) -> bool:
 
 def _growers(folder: str) -> set[tuple[Any, Any]]:
     """Who grew the trees of a folder, as its shards say: model and weights."""
-    found = set()
-    for path in scan(folder)[0]:
-        with suppress(BadFile):  # it was refused before, or is left out
-            metadata = read_metadata(path)
-            found.add((metadata.get("model"), metadata.get("weights")))
-    return found
+    return {(said.get("model"), said.get("weights")) for said in kinship.facts(folder)}
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
+
+
+SPLITS = {"data_dir": "test", "calibrate_on": "validation", "rivals_on": "train"}
+"""Where the questions of a folder come from, by the option that names it."""
+
+
+def folders_of(options: EvaluateOptions) -> dict[str, str]:
+    """The folders that were typed, by option."""
+    return {name: folder for name in SPLITS if (folder := getattr(options, name)) is not None}
+
+
+def load(name: str, options: EvaluateOptions, left_out: list[str] | None = None) -> list[ReasoningTree]:
+    """`shards.load_trees` of the folder that an option names; so does what it raises."""
+    folder = folders_of(options)[name]
+    try:
+        return load_trees(folder, options.skip_bad_files, left_out)
+    except NoData as error:
+        raise nothing_in(name, folder) from error
+
+
+def nothing_in(name: str, folder: str) -> NoData:
+    """The error to raise where a folder that an option names has no trees."""
+    return no_data(folder, f"type another --{name}", split=SPLITS[name], output_dir=folder)
 
 
 def unseen(trees: list[ReasoningTree], checkpoints: Sequence[Path]) -> tuple[list[ReasoningTree], int]:
@@ -224,22 +251,23 @@ def unseen(trees: list[ReasoningTree], checkpoints: Sequence[Path]) -> tuple[lis
     if not fresh:
         raise ValueError(
             f"All {len(trees)} questions were in the PRM's training, so nothing can be measured on them. "
-            "Collect others: latent-prm collect --split test --output_dir prm_test"
+            f"Collect others: latent-prm collect --split test --output_dir {TEST_DATA}"
         )
     return fresh, len(seen)
 
 
 def others(
-    folder: str | None, trees: Sequence[ReasoningTree], options: EvaluateOptions, checkpoints: Sequence[Path] = ()
+    name: str, trees: Sequence[ReasoningTree], options: EvaluateOptions, checkpoints: Sequence[Path] = ()
 ) -> list[ReasoningTree]:
-    """The trees of another folder that offer a choice, but for questions that ``trees`` ask and those seen in training.
+    """The trees of another folder, which the option of this ``name`` says, that offer a choice; but for questions that
+    ``trees`` ask and those seen in training.
 
     Raises ValueError when none is left.
     """
-    if folder is None:
+    if (folder := folders_of(options).get(name)) is None:
         return []
     asked = {question_digest(tree.question) for tree in trees}
-    found = load_trees(folder, options.skip_bad_files)
+    found = load(name, options)
     kept = [tree for tree in found if question_digest(tree.question) not in asked and judged(tree)]
     if len(kept) < len(found):
         log.warning("%d of %d trees in %s are of questions measured on, or without a graded path: left out",
@@ -252,10 +280,10 @@ def others(
     return unseen(kept, checkpoints)[0] if checkpoints else kept
 
 
-def check_width(model: QwenLatentPRM, tree: ReasoningTree, options: EvaluateOptions) -> None:
+def check_width(model: QwenLatentPRM, tree: ReasoningTree, options: EvaluateOptions, name: str = "data_dir") -> None:
     """Raises ValueError when the folder's latents (all trees of a folder are alike) are not what the PRM reads."""
-    width, of = tree.paths[0].latents.shape[-1], f"The latents in {options.data_dir}"
-    way_out = "Type the --data_dir of the reasoner it was trained for"
+    width, of = tree.paths[0].latents.shape[-1], f"The latents in {folders_of(options)[name]}"
+    way_out = f"Type the --{name} of the reasoner it was trained for"
     preflight.same_width(width, model.thought_dim, of, ", ".join(options.checkpoint), way_out)
 
 
@@ -303,6 +331,14 @@ def draw(evaluation: Evaluation, folder: Path) -> list[Path]:
         steps_curve(overall.steps, folder / "steps.png")
         drawn.append(folder / "steps.png")
     return drawn
+
+
+def next_command(options: EvaluateOptions) -> str:
+    """What to type after an evaluation: a question to the reasoner of these trees, and to the first of the PRMs."""
+    models = {model for model, _ in _growers(options.data_dir) if type(model) is str and model != UNKNOWN}
+    own = {"checkpoint": options.checkpoint[0], "model_path": models.pop() if len(models) == 1 else BUILTIN}
+    typed = [f"--{name} {shlex.quote(value)}" for name, value in own.items() if value != BUILTIN]
+    return " ".join(["latent-prm solve", *typed, f'"{EXAMPLE}"'])
 
 
 def save_confidences(evaluation: Evaluation, options: EvaluateOptions) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table as TextTable
 from rich.text import Text
 
-from latent_prm import steerer, tables
+from latent_prm import contest, tables
 from latent_prm.charts import COLOURS, DASHES, MARKERS, Axis, Line, Look, chart, dots
 from latent_prm.chronicle import command, duration
 from latent_prm.comparison import Comparison
@@ -200,11 +200,11 @@ def _steps_chart(comparison: Comparison) -> Chart:
 # --- steering ---------------------------------------------------------------------------------------------------------
 
 
-def load_steering(path: Path) -> tuple[dict[str, Any], dict[str, steerer.Report]]:
+def load_steering(path: Path) -> tuple[dict[str, Any], dict[str, contest.Report]]:
     """What a steering.json says of how it was made, and its report per task. Raises BadFile when it is none."""
     found = _object(path)
     try:
-        reports: dict[str, steerer.Report] = revive(dict[str, steerer.Report], found.get("reports"), "reports")
+        reports: dict[str, contest.Report] = revive(dict[str, contest.Report], found.get("reports"), "reports")
     except Unlike as error:
         again = "It may be of an older version: run latent-prm steer again."
         raise BadFile(f"{path}: not a whole steering result: {error}. {again}") from error
@@ -213,7 +213,7 @@ def load_steering(path: Path) -> tuple[dict[str, Any], dict[str, steerer.Report]
     return found, reports
 
 
-def steering_sections(found: Mapping[str, Any], reports: Mapping[str, steerer.Report]) -> list[Section]:
+def steering_sections(found: Mapping[str, Any], reports: Mapping[str, contest.Report]) -> list[Section]:
     """What was run, and accuracy against compute."""
     options = found.get("options") or {}
     facts = {
@@ -232,22 +232,22 @@ def steering_sections(found: Mapping[str, Any], reports: Mapping[str, steerer.Re
     ]
 
 
-def _steering(name: str, report: steerer.Report) -> list[Part]:
+def _steering(name: str, report: contest.Report) -> list[Part]:
     found: list[Part] = [
         _compute_chart(report, "latents", "latent steps"),
         _compute_chart(report, "total", "all compute"),
     ]
     if report.stops:
         found.append(_stops_chart(report))
-    return [*found, *map(as_table, steerer.tables_of(name, report))]
+    return [*found, *map(as_table, contest.tables_of(name, report))]
 
 
-def _compute_chart(report: steerer.Report, of: str, title: str) -> Chart:
+def _compute_chart(report: contest.Report, of: str, title: str) -> Chart:
     lines = []
     for i, curve in enumerate(report.curves):
         look = Look(("--orange", *COLOURS)[i % 8], DASHES[i % len(DASHES)], "circle")
         lines.append(Line.of(curve.label, getattr(curve, of), curve.right, look))
-    points = [line for line in report.lines if not line.name.startswith(steerer.UNSTEERED)]
+    points = [line for line in report.lines if not line.name.startswith(contest.UNSTEERED)]
     names, scorers = ([*dict.fromkeys(getattr(p, key) for p in points)] for key in ("name", "scorer"))
     for point in points:
         colour = ("--ink", "--blue", "--muted", "--green", "--red")[scorers.index(point.scorer) % 5]
@@ -266,7 +266,7 @@ def _doubling(values: Sequence[float]) -> list[float]:
     return [2.0**power for power in range(math.floor(math.log2(min(known))), math.ceil(math.log2(max(known))) + 1)]
 
 
-def _stops_chart(report: steerer.Report) -> Chart:
+def _stops_chart(report: contest.Report) -> Chart:
     ways = list(dict.fromkeys((stop.by, stop.scorer) for stop in report.stops))
     lines = []
     for i, (by, scorer) in enumerate(ways):

@@ -12,16 +12,19 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shlex
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.console import Console
+
 from latent_prm import files, preflight, resuming, trainer
 from latent_prm.demo import reader_folder
 from latent_prm.evaluator import unseen
-from latent_prm.findings import Cell, Measured, csv_of, find, lines_of, markdown_of, measure
+from latent_prm.findings import LOW, Cell, Found, Measured, csv_of, find, lines_of, markdown_of, measure, tables_of
 from latent_prm.grid import Arm, Grid, load_grid
 from latent_prm.model import QwenLatentPRM
 from latent_prm.options import CollectOptions, ExperimentOptions, TrainOptions
@@ -61,13 +64,16 @@ def main(options: ExperimentOptions) -> None:
             log.warning("Stopped. Type the same command again to carry on.")
             raise
         finally:
-            if written := write_tables(work, options):
+            found = found_in(work, options)
+            if written := write_tables(work, found):
+                print_tables(work, found)
                 print(f"Saved {', '.join(map(str, written))}", flush=True)
     if failed:
         raise ValueError(
             f"{len(failed)} of {len(work.cells)} trainings failed: {'; '.join(failed)}. Their reasons stand above. "
             "The same command again tries them, and nothing else."
         )
+    print(f"Next: latent-prm report {shlex.quote(str(best_run(work, found)))}")
 
 
 # --- the cells of a grid ----------------------------------------------------------------------------------------------
@@ -224,7 +230,7 @@ def run(work: Work, options: ExperimentOptions) -> list[str]:
         rest = left[number:]
         more = f"; {len(rest)} left{_time_left(work, rest)}" if rest else ""
         print(f"[{number}/{len(left)}] {cell.name}: {found}{more}", flush=True)
-        write_tables(work, options)
+        write_tables(work, found_in(work, options))
     return failed
 
 
@@ -312,14 +318,33 @@ def figures_of(work: Work, cell: Training) -> str:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def write_tables(work: Work, options: ExperimentOptions) -> list[Path]:
+def found_in(work: Work, options: ExperimentOptions) -> Found:
+    """The figures of all that was measured."""
+    return find(work.rows(), [arm.name for arm in work.grid.arms], work.grid.figures, options.num_bootstrap)
+
+
+def print_tables(work: Work, found: Found) -> None:
+    """Print the figures: means, and the gains of the first; results.md has all intervals."""
+    console = Console(highlight=False, markup=False)
+    for table in tables_of(found, work.rows(), work.grid.figures, work.grid.arms[0].name):
+        console.print(table)
+    console.print()
+
+
+def best_run(work: Work, found: Found) -> Path:
+    """The first training of the arm whose first figure is the best, on the first pool."""
+    name = work.grid.figures[0]
+    means = {arm: own[name].mean for arm, own in next(iter(found.values()), {}).items() if name in own}
+    best = (min if name in LOW else max)(means, key=means.__getitem__, default=work.grid.arms[0].name)
+    return work.run_folder(next(cell for cell in work.cells if cell.arm.name == best))
+
+
+def write_tables(work: Work, found: Found) -> list[Path]:
     """Write results.csv, results.md and, where an axis has numbers, results.png; nothing where nothing was measured."""
     rows, grid = work.rows(), work.grid
     if not rows:
         return []
-    arms = [arm.name for arm in grid.arms]
-    found = find(rows, arms, grid.figures, options.num_bootstrap)
-    table = f"# {grid.name}\n\n{markdown_of(found, rows, grid.figures, arms[0])}"
+    table = f"# {grid.name}\n\n{markdown_of(found, rows, grid.figures, grid.arms[0].name)}"
     lacking = [cell.name for cell in work.cells if work.lacking(cell)]
     if lacking:
         table += f"\nNot finished, and not in these figures: {'; '.join(lacking)}.\n"

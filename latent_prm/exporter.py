@@ -186,6 +186,7 @@ def describe(model: QwenLatentPRM, calibration: confidence.Confidence | None = N
         "sees": model.sees,
         "heads": ["value"] + ["correctness"] * (model.correctness_head is not None),
         "calibration": paths,
+        **({"reasoners": list(model.reasoners)} if model.reasoners else {}),
     }
 
 

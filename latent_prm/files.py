@@ -1,4 +1,4 @@
-"""The only room that writes or reads a file: hides how bytes reach the disk whole, and how foreign ones are refused.
+"""How bytes reach the disk whole, and how foreign ones are refused. Every file is written here, but for the log.
 
 What is written is either there completely or not at all, whatever is killed or full in between. What is read is data,
 never code, and any doubt about it is a ``BadFile`` that names the file.
@@ -21,7 +21,7 @@ import stat
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TextIO
 
@@ -49,7 +49,7 @@ class DiskFull(OSError):
 class _HashingWriter(io.BufferedWriter):
     """Hashes what passes through, so that the checksum is of what was meant, not of what the disk returned.
 
-    Every write of this project passes one of these.
+    What is there whole or not at all passes one of these.
     """
 
     def __init__(self, raw: io.RawIOBase) -> None:
@@ -88,7 +88,8 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> str:
         os.replace(temp, path)
         _fsync(path.parent)
     except BaseException as error:
-        temp.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only disk; the reason that is told names ``path``
+            temp.unlink(missing_ok=True)
         reason = error if isinstance(error, OSError) else file and file.error
         if reason is None or reason.errno is None:
             raise
@@ -125,8 +126,8 @@ def commit_folder(final: str | Path, write: Callable[[Path], object]) -> None:
     temp, aside = _temp_beside(final), final.with_name(f".{final.name}.old")
     if os.path.lexists(aside):
         _remove(aside) if os.path.lexists(final) else aside.rename(final)
-    temp.mkdir()
     try:
+        temp.mkdir()
         write(temp)
         for folder, _, names in os.walk(temp, topdown=False):
             for name in names:

@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
 from latent_prm.comparison import accuracy_table
 from latent_prm.evaluation import Scores, pool_of
@@ -23,6 +26,8 @@ from latent_prm.tree import ReasoningTree
 
 LOW = ("brier", "ece")
 """The figures of which less is better."""
+MOST_COLUMNS = 5
+"""Figures that a table of the terminal has room for."""
 WHOLE = ("ece",)
 """The figures of all paths together, which no question has for itself: there is no interval over questions."""
 
@@ -209,10 +214,31 @@ def markdown_of(found: Found, cells: Sequence[Cell], names: Sequence[str], first
     if len(found) > 1:
         parts.append(f"## {names[0]}, by the pool it is measured on\n\n" + _across(found, names[0], first))
     for pool, arms in found.items():
-        measured = [cell.measured for cell in cells if cell.pool == pool]
-        size = f"{len(shared(measured)):,} questions, N = {min(each.num_paths for each in measured)}"
-        parts.append(f"## On {pool}: {size}\n\n{_table(arms, names)}\n\nLess {first}:\n\n{_gains(arms, names)}")
+        parts.append(f"## {_head(pool, cells)}\n\n{_table(arms, names)}\n\nLess {first}:\n\n{_gains(arms, names)}")
     return "\n\n".join(parts) + "\n"
+
+
+def _head(pool: str, cells: Sequence[Cell]) -> str:
+    measured = [cell.measured for cell in cells if cell.pool == pool]
+    return f"On {pool}: {len(shared(measured)):,} questions, N = {min(each.num_paths for each in measured)}"
+
+
+def tables_of(found: Found, cells: Sequence[Cell], names: Sequence[str], first: str) -> list[Table]:
+    """For every pool the arms' means, and what they have of the first of ``names`` over the first arm: 100 columns."""
+    shown, tables = names[:MOST_COLUMNS], []
+    for pool, arms in found.items():
+        title = f"\n{_head(pool, cells)}, in per cent; the gain is that of {names[0]} over {first}"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("arm", overflow="fold")
+        for name in (*shown, "gain"):
+            table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
+        best = {name: _best(name, arms) for name in shown}
+        for arm, figures in arms.items():
+            known = {name: rounded(100 * figures[name].mean) if name in figures else "–" for name in shown}
+            means = [Text(mean, style="bold" if best[name] == arm else "") for name, mean in known.items()]
+            table.add_row(arm, *means, _signed(figures[names[0]].gain if names[0] in figures else None))
+        tables.append(table)
+    return tables
 
 
 LEGEND = """Everything in per cent (auroc, brier and ece: times 100). A figure is the mean over training seeds, ± their

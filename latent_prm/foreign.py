@@ -121,6 +121,17 @@ def beside(path: FilePath) -> dict[str, Any] | None:
     return found if type(found) is dict and "format" not in found else None
 
 
+def looks_foreign(path: FilePath) -> bool:
+    """Whether a file holds something else than a shard of ours; not where it cannot be read."""
+    try:
+        if nested.load(path) is not None:
+            return True
+        found = files.load_tensors(path)
+    except BadFile:
+        return False
+    return type(found) is not dict or "format" not in found
+
+
 def read(paths: Iterable[FilePath], use_heuristic_scores: bool = False) -> Harvest:
     """The trees of all nested files among these, labelled as the top of this room says.
 

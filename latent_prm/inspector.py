@@ -52,10 +52,10 @@ def main(options: InspectOptions) -> None:
         console.print("Histogram: labelled paths by prm_score, from 0 (left) to 1 (right).", highlight=False)
     _show(console, _chosen((shards.read_shard(path) for path in finished if path.stem in sound), options.show))
     for path in unfinished:
-        _say(console, f"Unfinished, not read: {path.name} (no {shards.metadata_path(path).name} beside it)")
+        _say(console, f"Not read: {path.name}: {shards.why_left_out(path)}")
     if damaged:
         _say(console, f"Damaged: {len(damaged)} of {len(finished)} shards.")
-        raise files.BadFile("\n".join([*damaged, "Delete these and collect again."]))
+        raise files.BadFile("\n".join([*damaged, shards.to_repair(options.path)]))
 
 
 def histogram(counts: list[int]) -> str:

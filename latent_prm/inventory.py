@@ -29,6 +29,8 @@ CHECKPOINT = re.compile(r"checkpoint-\d+|epoch_\d+|best|final")
 ASIDE = re.compile(r"damaged(-\d+)?")
 """Where a repair puts what is damaged."""
 UNFINISHED = "shard, unfinished"
+SHARDS = ("shard", UNFINISHED, "metadata")
+"""What the parts of a collection are called."""
 SEARCHED = 3
 """Folders of folders that are opened to find one of ours."""
 
@@ -40,6 +42,8 @@ _UNCHECKED = {
 }
 """What a kind of folder holds that nothing vouches for."""
 _RESULTS = ("evaluation.json", "noise.json", "steering.json")
+_STATE = ("optimizer.pt", "scheduler.pt", "adapter.pt")
+"""What of a checkpoint is called as shards are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +97,11 @@ def look(path: Path, depth: int = 0, run: bool = False) -> Folder | None:
     ``depth``: how many folders of folders stand around it; ``run``: a training run does, so that its name tells.
     """
     entries = sorted(path.iterdir())
-    kind, parts = _kind(path, entries, run), []
-    if kind in (None, "results") and any(data := _shards(entries)):
-        kind, parts = "shards", _shard_parts(data)
-    found = Folder(path=path, kind=kind or "folder", parts=parts + _parts(path, entries, kind))
+    kind = _kind(path, entries, run)
+    data = _shards([entry for entry in entries if kind != "checkpoint" or entry.name not in _STATE])
+    if any(data) and kind in (None, "results"):
+        kind = "shards"
+    found = Folder(path=path, kind=kind or "folder", parts=_shard_parts(data) + _parts(path, entries, kind))
     ours = {file for part in found.parts for file in part.together}
     found.torn = files.cut_off(path) + [one for one in entries if is_old(one) and kind == "training run"]
     for entry in entries:
@@ -110,6 +115,16 @@ def look(path: Path, depth: int = 0, run: bool = False) -> Folder | None:
         else:
             found.others.append(entry)
     return found if kind or found.inner or found.aside else None
+
+
+def refuse_strangers(folder: Path) -> None:
+    """Nothing, if shards may be written into a folder. Raises ValueError where a run lies in it, or a part of one."""
+    kind = _kind(folder, sorted(folder.iterdir()), run=False) if folder.is_dir() else None
+    if kind not in (None, "results"):
+        raise ValueError(
+            f"--output_dir is {folder}, which holds something else ({kind}). Type a folder that is not there yet: "
+            "shards stand by themselves."
+        )
 
 
 def judge(part: Part) -> Verdict:

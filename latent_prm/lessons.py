@@ -11,6 +11,7 @@ from random import Random
 from typing import NamedTuple
 
 from latent_prm.grading import question_digest
+from latent_prm.kinship import facts
 from latent_prm.options import TrainOptions
 from latent_prm.tree import ReasoningTree
 
@@ -87,6 +88,10 @@ def look_at(lessons: Sequence[Lesson], options: TrainOptions) -> int:
     Raises ValueError when no path has a target.
     """
     count, longest = num_targets(lessons), options.max_seq_length
+    splits = [str(said.get("split")).split(",") for said in facts(options.data_dir)]
+    if tested := sum("test" in some for some in splits):
+        said = f"{tested} of {len(splits)} shards in {options.data_dir} are from the test split"
+        log.warning(f"[Trainer] {said}: what is measured there afterwards is worth nothing.")
     targets = {target for lesson in lessons for target in lesson.targets.values()}
     if not targets:
         kind = "prm_score" if options.use_prm_score else "score"

@@ -1,4 +1,4 @@
-"""What growing takes: bytes of weights, KV cache and working memory, known before anything is loaded or grown.
+"""What growing takes: bytes of KV cache and working memory, known before anything is loaded or grown.
 
 This room hides the arithmetic. `benchmarks/collect.py` compares it with the peak of a real run.
 """
@@ -85,7 +85,8 @@ def budget(device: torch.device) -> int:
     """Bytes that a batch may take on a device, the weights being there already."""
     if device.type != "cuda":
         return CPU_BUDGET
-    return int(CUDA_SHARE * torch.cuda.mem_get_info(device)[0])
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, kept for the next
+    return int(CUDA_SHARE * (torch.cuda.mem_get_info(device)[0] + idle))
 
 
 def _moment(config: Any, itemsize: int, rows: int, tokens: int, read: int) -> Footprint:

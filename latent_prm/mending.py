@@ -19,7 +19,7 @@ from typing import Any
 from latent_prm import files, seals, shards
 from latent_prm.checkpoint import TrainingState, link_checkpoint, load_state, verify_checkpoint
 from latent_prm.files import BadFile
-from latent_prm.inventory import ASIDE, CHECKPOINT, Folder, Verdict, at_work, is_old, judge, look
+from latent_prm.inventory import ASIDE, CHECKPOINT, SHARDS, Folder, Verdict, at_work, is_old, judge, look
 from latent_prm.options import CollectOptions, TrainOptions
 from latent_prm.resuming import FINISHED
 
@@ -51,11 +51,14 @@ def repair(folder: Folder, wanting: Collection[Path]) -> Iterator[str]:
             yield from _swept(folder)
         now = look(folder.path)
         assert now is not None
+        damaged = _damaged(now, inside=False)
+        if lost := [verdict for verdict in damaged if verdict.part.what in SHARDS]:
+            yield from _mend_shards(now, lost)
         if now.kind == "training run":  # with its checkpoints
             yield from _mend_run(now)
             return
-        if damaged := _damaged(now, inside=False):
-            yield from _mend_shards(now, damaged) if now.kind == "shards" else _mend_results(now, damaged)
+        if rest := [verdict for verdict in damaged if verdict not in lost and verdict.part.path.exists()]:
+            yield from _mend_results(now, rest)
         for inner in now.inner:
             yield from repair(inner, wanting)
 
@@ -113,13 +116,18 @@ def _mend_shards(folder: Folder, damaged: Sequence[Verdict]) -> Iterator[str]:
     yield _set_aside(folder.path, [path for verdict in damaged for path in verdict.part.together])
     back = list(_whole_under_another_name(folder.path))
     yield from (f"Put back {name}: its bytes were whole, under another name." for name in back)
+    home = folder.path
+    if folder.kind != "shards":  # collect refuses such a mixture
+        home = Path(f"{home}-shards")
+        yield f"Shards stand by themselves: move these, with their metadata, into {home}."
     if len(back) < len(damaged):
-        yield f"Next, to grow again what is lost and nothing else: {_collect_again(folder.path, facts)}"
+        yield f"Next, to grow again what is lost and nothing else: {_collect_again(home, facts)}"
 
 
 def _facts(folder: Folder) -> Iterator[dict[str, Any]]:
     """What the metadata of a folder's shards say, as far as they can be read."""
-    for path in (path for part in folder.parts for path in part.together if path.suffix == ".json" and path.exists()):
+    own = [path for part in folder.parts if part.what in SHARDS for path in part.together]
+    for path in (path for path in own if path.suffix == ".json" and path.exists()):
         with suppress(BadFile):
             said = files.load_json(path)
             if isinstance(said, dict):
@@ -168,7 +176,7 @@ def _collect_again(folder: Path, facts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _mend_run(run: Folder) -> Iterator[str]:
-    damaged = [verdict.part.path for verdict in _damaged(run, inside=True)]
+    damaged = [one.part.path for one in _damaged(run, inside=True) if one.part.what not in SHARDS]
     for place in dict.fromkeys(path.parent for path in damaged):
         if own := [path for path in damaged if path.parent == place and path.exists()]:
             yield _set_aside(place, own)

@@ -100,6 +100,8 @@ class QwenLatentPRM(nn.Module):
         """What it reads of a path: some of `options.READABLE`."""
         self.sees: str = "chain"
         """Whom a path is judged beside: "chain", nobody; "tree", its siblings."""
+        self.reasoners: tuple[dict[str, str], ...] = ()
+        """Whose trees it learnt from, where that is known: "model" and "weights" of each, as `kinship.growers`."""
         self.hidden_size: int = backbone.config.get_text_config().hidden_size
         self.dropout = nn.Dropout(dropout_prob)
         self.head = self._new_head()
@@ -196,12 +198,7 @@ class QwenLatentPRM(nn.Module):
         Raises ``files.BadFile`` when the folder is not a checkpoint, is damaged, or is not all data: what its manifest
         lists must be there as it was written. One without a manifest (exported, or made by hand) is believed.
         """
-        folder = checkpoint_folder(checkpoint)
-        for name in ("config.json", "pytorch_model.bin"):
-            if not (folder / name).is_file():
-                raise files.BadFile(
-                    f"{folder} is not a checkpoint: it has no {name}. Type a folder as checkpoints/…/best."
-                )
+        folder = checked_folder(checkpoint)
         described = files.load_json(folder / "config.json")
         own = described.get("latent_prm") if isinstance(described, dict) else None
         if not isinstance(own, dict) or not _described(own):
@@ -224,6 +221,7 @@ class QwenLatentPRM(nn.Module):
         except Exception as error:  # a config.json can make transformers and torch raise whatever they have
             raise files.BadFile(f"{folder} is not a whole checkpoint: {error}") from error
         model.context = own.get("context", model.context)
+        model.reasoners = tuple(own.get("reasoners", ()))
         return model.to(device).eval()
 
     def save_description(self, folder: Path) -> None:
@@ -239,6 +237,7 @@ class QwenLatentPRM(nn.Module):
             "context": self.context,
             "reads": list(self.reads),
             "sees": self.sees,
+            **({"reasoners": list(self.reasoners)} if self.reasoners else {}),
         }
         files.save_json(described, folder / "config.json")
         if self.tokenizer is not None:
@@ -256,8 +255,12 @@ class QwenLatentPRM(nn.Module):
             latents = linear(latents, self.projection.weight.float())
         embedded = embedded.masked_scatter(batch.is_latent[..., None], latents.to(embedded.dtype))
         if self.shares:
-            mask, groups = batch.mask, batch.mask.shape[1]
-            if groups > 1:
+            autocast = torch.is_autocast_enabled(latents.device.type)
+            dtype = torch.get_autocast_dtype(latents.device.type) if autocast else embedded.dtype
+            # As numbers to add, made once: every layer would make, and keep, its own of a mask that says yes or no.
+            mask = torch.zeros(batch.mask.shape, dtype=dtype, device=latents.device)
+            mask = mask.masked_fill_(~batch.mask, -torch.inf)
+            if (groups := mask.shape[1]) > 1:
                 mask = mask.repeat_interleave(self.backbone.config.get_text_config().num_attention_heads // groups, 1)
             layout = {"attention_mask": mask, "position_ids": batch.positions.clamp_min(0)}
         else:  # one path to a row needs nothing but the usual mask, which any backbone understands
@@ -489,6 +492,19 @@ def checkpoint_folder(checkpoint: str | Path) -> Path:
     return prm_folder() if checkpoint == BUILTIN else Path(checkpoint)
 
 
+def checked_folder(checkpoint: str | Path) -> Path:
+    """As `checkpoint_folder`. Raises ``files.BadFile``, with what to type, where there is no checkpoint."""
+    folder = checkpoint_folder(checkpoint)
+    if not folder.exists():
+        raise files.BadFile(f'{folder} does not exist. Type a folder as checkpoints/…/best, or "{BUILTIN}".')
+    for name in ("config.json", "pytorch_model.bin"):
+        if not (folder / name).is_file():
+            best = folder / "best"
+            way_out = f"Type {best}" if best.is_dir() else "Type a folder as checkpoints/…/best"
+            raise files.BadFile(f"{folder} is not a checkpoint: it has no {name}. {way_out}.")
+    return folder
+
+
 def _streams(reads: Sequence[str]) -> int:
     return len({"fed", "hidden"} & set(reads))
 
@@ -516,7 +532,17 @@ def _described(own: dict[str, Any]) -> bool:
     """Whether a checkpoint's config.json says what is possible."""
     reads = own.get("reads", ["fed"])
     known = isinstance(reads, list) and bool(reads) and set(reads) <= set(READABLE)
+    known = known and _are_reasoners(own.get("reasoners", []))
     return known and own.get("context", "question") in get_args(Context) and own.get("sees", "chain") in get_args(Sees)
+
+
+def _are_reasoners(said: Any) -> bool:
+    return isinstance(said, list) and all(
+        isinstance(one, dict)
+        and set(one) == {"model", "weights"}
+        and all(isinstance(value, str) for value in one.values())
+        for one in said
+    )
 
 
 def _running_sum(states: Float[Tensor, "K C H"]) -> Float[Tensor, "K C H"]:

@@ -26,7 +26,7 @@ alone: it is called with `inputs_embeds`, left-padded. Exported by latent-prm {v
 says what it reads, and holds the calibration where there is one.
 
 - **Reads**, in this order: {reads}.
-- **Latents** are {width} wide, one vector each; of a longer chain the last {longest} count.{projected}
+- **Latents** are {width} wide, one vector each; of a longer chain the last {longest} count.{projected}{learnt}
 - **Says** {heads}
 
 ## How to score a path
@@ -103,6 +103,7 @@ def write_card(
 ) -> str:
     """README.md. ``facts`` are what config.json says under "latent_prm"; ``hub`` is the name it is pushed to."""
     two, projected = "correctness" in facts["heads"], facts["projection"] is not None
+    whose = " and ".join(f"{one['model']} (weights {one['weights']})" for one in facts.get("reasoners", ()))
     return CARD.format(
         name=name,
         architecture=architecture,
@@ -111,6 +112,7 @@ def write_card(
         width=facts["latent_dim"],
         longest=facts["max_seq_length"],
         projected=f" `{PROJECTION}` maps them to the model's {facts['hidden_size']}." if projected else "",
+        learnt=f" It learnt from those of {whose}, and knows no others." if whose else "",
         heads=(
             "label 0, `value`: the sigmoid of its logit is the chance of ending right."
             + (" Label 1, `correctness`: the chance of being right so far." if two else "")

@@ -1,7 +1,7 @@
 """How weights move: hides which arithmetic a device trains in, which optimizer keeps weights and moments in how many
 bits, and the course of the learning rate.
 
-The order: ``set_arithmetic`` first of all, ``shrink_weights`` on a model fresh from its constructor, then
+The order: ``arithmetic`` around it all, ``shrink_weights`` on a model fresh from its constructor, then
 ``make_optimizer`` and ``make_schedule``, and only then what a checkpoint holds of them.
 """
 
@@ -25,19 +25,25 @@ from latent_prm.options import TrainOptions
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
 
-def set_arithmetic(device: torch.device, options: TrainOptions) -> None:
-    """Let a GPU multiply float32 as TF32 or, with ``--deterministic``, exactly and the same way each time.
+@contextmanager
+def arithmetic(device: torch.device, options: TrainOptions) -> Iterator[None]:
+    """Inside, a GPU multiplies float32 as TF32 or, with ``--deterministic``, exactly and the same way each time.
 
-    It holds for the whole process, and cuBLAS reads its setting when it starts: call this before anything is computed.
+    It holds for the whole process, and cuBLAS reads its setting when it starts: enter before anything is computed.
     A CPU computes the same way each time as it is.
     """
-    if device.type != "cuda":
-        return
-    torch.set_float32_matmul_precision("highest" if options.deterministic else "high")
-    torch.use_deterministic_algorithms(options.deterministic)
-    if options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False
+    before = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("highest" if options.deterministic else "high")
+        torch.use_deterministic_algorithms(options.deterministic)
+        if options.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:  # what is scored afterwards in this process is scored as everywhere else
+        torch.set_float32_matmul_precision(before[0])
+        torch.use_deterministic_algorithms(before[1])
 
 
 def precision(device: torch.device, options: TrainOptions) -> torch.dtype:

@@ -188,8 +188,8 @@ class CollectOptions(GrowthOptions):
         super().__post_init__()
         _at_least(1, answers_per_leaf=self.answers_per_leaf, batch_size=self.batch_size, shard_size=self.shard_size)
         _at_least(1, num_workers=self.num_workers)
-        if self.max_samples != -1:
-            _at_least(1, max_samples=self.max_samples)
+        if self.max_samples < 1 and self.max_samples != -1:
+            raise ValueError(f"--max_samples is {self.max_samples}: type a number from 1, or -1 for all there are.")
         if self.num_workers is not None and self.engine != "ray":
             raise ValueError(f"--num_workers is {self.num_workers}, but only --engine ray has workers: type that too.")
         self.share()
@@ -367,8 +367,11 @@ class TrainOptions:
                 f"--train_embeddings trains a part of the backbone, which --tuning {self.tuning} leaves as it is. "
                 "Type --tuning full, or leave --train_embeddings out."
             )
-        if self.early_stopping_patience and not self.val_size:
-            raise ValueError("--early_stopping_patience needs validation: type --val_size 0.1, or leave it out.")
+        for name in ("early_stopping_patience", "val_steps"):
+            if getattr(self, name) and not self.val_size:
+                raise ValueError(f"--{name} needs validation: type --val_size 0.1, or leave it out.")
+        if self.lora_rank != TrainOptions.lora_rank and self.tuning != "lora":
+            raise ValueError(f"--lora_rank is {self.lora_rank}, but only --tuning lora reads it: type that too.")
         self.loss_terms()
         self.read_parts()
 
@@ -536,10 +539,12 @@ class SteerOptions(GrowthOptions):
     """Who says what an unfinished path is worth: prm, heuristic, random, oracle, or several with commas."""
     after: str | None = None
     """Steer after so many latents of a path, as 2,4. Left out: after each; of several agents, after each agent."""
-    select: Literal["best", "vote", "weighted_vote", "logit_vote", "rank_vote", "tie_break"] = "weighted_vote"
+    select: Literal["best", "vote", "weighted_vote", "logit_vote", "rank_vote", "tie_break", "agreement"] = (
+        "weighted_vote"
+    )
     """How the answer is chosen among the paths that finish."""
-    confidence: float = 0.98
-    """How sure anytime has to be that more paths would not mend its answer, to stop."""
+    confidence: float | None = None
+    """How sure anytime has to be that more paths would not mend its answer, to stop. Left out: 0.98."""
     pool_paths: int | None = None
     """Paths per question of the unsteered pool that others are compared with. Left out: 4 times num_paths."""
     num_bootstrap: int = 2000
@@ -553,9 +558,19 @@ class SteerOptions(GrowthOptions):
         super().__post_init__()
         _at_least(1, max_samples=self.max_samples, num_bootstrap=self.num_bootstrap, batch_size=self.batch_size)
         _at_least(1, pool_paths=self.pool_paths)
-        if not 0.5 <= self.confidence < 1:
+        if self.confidence is not None and not 0.5 <= self.confidence < 1:
             raise ValueError(f"--confidence is {self.confidence}. Type a probability from 0.5 to below 1.")
-        self.latents()
+        methods = set(self.methods.replace(" ", "").split(","))
+        if self.confidence is not None and "anytime" not in methods:
+            raise ValueError(
+                f"--confidence is {self.confidence}, but only anytime reads it, which --methods does not name: type "
+                f"--methods {self.methods},anytime, or leave it out."
+            )
+        if self.latents() and methods == {"anytime"}:
+            raise ValueError(
+                f"--after is {self.after}, but --methods anytime does not read it, for it steers no unfinished path. "
+                "Leave it out, or name other methods too, as --methods topk,anytime."
+            )
 
     def latents(self) -> tuple[int, ...] | None:
         """``after`` as numbers. Raises ValueError when it is no list of them."""
@@ -604,7 +619,8 @@ class ReportOptions:
     path: tyro.conf.Positional[str]
     """A training run, a folder of shards, or a folder (or file) of evaluation.json or steering.json."""
     output: str | None = None
-    """The file to write. Left out: report.html in PATH, and of shards reports/report.html."""
+    """The file to write. Left out: report.html (of one result evaluation.html or steering.html) in PATH, and of shards
+    reports/<folder>.html."""
     checkpoint: str | None = None
     """The PRM that colours the trees. Left out: the one that PATH names, else "builtin" where it can read them."""
     data_dir: str | None = None

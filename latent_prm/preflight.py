@@ -14,7 +14,7 @@ from tempfile import TemporaryFile
 
 from latent_prm import files, shards
 from latent_prm.memory import spell
-from latent_prm.model import checkpoint_folder
+from latent_prm.model import checked_folder, checkpoint_folder
 from latent_prm.pretrained import width_of
 
 IN_PLACE = (".lock", "training.log", "metrics.jsonl")
@@ -81,16 +81,21 @@ def same_width(there: int | None, read: int | None, latents: str, prm: str, way_
 
 
 def check_reasoner(model_path: str, revision: str | None, checkpoint: str) -> None:
-    """Raises ValueError where a PRM cannot read the latents that a reasoner thinks in, as their config.json say."""
+    """Raises ValueError where a PRM cannot read the latents that a reasoner thinks in, as their config.json say, and
+    where there is no PRM."""
+    checked_folder(checkpoint)
     there, read = width_of(model_path, revision), width_read(checkpoint)
     of = f"The latents of the reasoner {model_path}"
     same_width(there, read, of, checkpoint, "Type the --model_path it was trained for")
 
 
-def check_data(data_dir: str, checkpoint: str) -> None:
-    """Raises ValueError where a PRM cannot read the latents in a folder, as metadata and config.json say."""
+def check_data(data_dir: str, checkpoint: str, option: str = "--data_dir") -> None:
+    """Raises ValueError where a PRM cannot read the latents in a folder, as metadata and config.json say.
+
+    ``option`` names the folder.
+    """
     there, read = width_there(data_dir), width_read(checkpoint)
-    of, way_out = f"The latents in {data_dir}", "Type the --data_dir of the reasoner it was trained for"
+    of, way_out = f"The latents in {data_dir}", f"Type the {option} of the reasoner it was trained for"
     same_width(there, read, of, checkpoint, way_out)
 
 

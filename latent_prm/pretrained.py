@@ -9,6 +9,7 @@ import logging
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -73,7 +74,8 @@ def find_device(device: str) -> torch.device:
 
 
 def find_folder(model_path: str, builtin: Callable[[], Path] = reasoner_folder) -> str:
-    """The folder or hub name behind a ``--model_path``. Raises ValueError for a local path that holds no model."""
+    """The folder or hub name behind a ``--model_path``. Raises ValueError for a local path that holds no model, and for
+    a mistyped "builtin"."""
     if model_path == BUILTIN:
         return str(builtin())
     folder = Path(model_path).expanduser()
@@ -81,11 +83,18 @@ def find_folder(model_path: str, builtin: Callable[[], Path] = reasoner_folder) 
     if looks_local and not (folder / "config.json").is_file():
         way_out = 'Type --model_path with a Hugging Face folder or hub name, or "builtin".'
         raise ValueError(f"No model in {model_path}: there is no config.json. {way_out}")
+    if not looks_local and get_close_matches(model_path, [BUILTIN], cutoff=0.8):
+        raise ValueError(f'--model_path is {model_path}. Did you mean "{BUILTIN}"?')
     return str(folder) if folder.is_dir() else model_path
 
 
 def fetch(kind: Any, folder: str, **settings: Any) -> Any:
-    """``kind.from_pretrained``, asked again where the hub stumbles: `reaching.patiently`."""
+    """``kind.from_pretrained``, asked again where the hub stumbles: `reaching.patiently`.
+
+    What config.json says is asked first: without it, others look for it several times, for half a minute each.
+    """
+    if kind is not AutoConfig and not Path(folder).is_dir():
+        fetch(AutoConfig, folder, **{name: settings[name] for name in settings if name != "dtype"})
     return patiently(partial(kind.from_pretrained, folder, **settings), folder)
 
 

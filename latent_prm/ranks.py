@@ -114,7 +114,9 @@ class Ranks:
             return model
         if parallel == "ddp":
             own = [self.device] if self.device.type == "cuda" else None
-            return DistributedDataParallel(model, device_ids=own, broadcast_buffers=False)
+            with warnings.catch_warnings():  # of the argument's newer name, which older torch does not know
+                warnings.simplefilter("ignore", FutureWarning)
+                return DistributedDataParallel(model, device_ids=own, broadcast_buffers=False)
         # Nobody writes into the logits, which are a view.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         mesh = init_device_mesh(self.device.type, (self.world,))

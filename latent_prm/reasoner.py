@@ -547,11 +547,14 @@ class Reasoner:
         return latents, hidden, tips
 
 
-def batch_size(reasoner: Reasoner, questions: Sequence[Question], growth: Growth) -> int:
-    """How many of these questions to grow together: as many as fit into the budget were all as long as the longest."""
+def batch_size(reasoner: Reasoner, questions: Sequence[Question], growth: Growth, room: int | None = None) -> int:
+    """How many of these questions to grow together: as many as fit were all as long as the longest.
+
+    ``room`` are the bytes that they may take; None: what the reasoner's own device has.
+    """
     longest = max(questions, key=lambda question: len(question.text))
     each = reasoner.footprint(longest, growth).total
-    return max(1, min(MOST_TOGETHER, budget(reasoner.device) // each))
+    return max(1, min(MOST_TOGETHER, (budget(reasoner.device) if room is None else room) // each))
 
 
 def _tree(question: Question, paths: list[LatentPath]) -> ReasoningTree:

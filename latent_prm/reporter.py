@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from latent_prm import chronicle, confidence, exhibits, files, sheet
+from latent_prm import chronicle, confidence, exhibits, files, preflight, sheet
 from latent_prm.explorer import explorer_data, pick_trees
 from latent_prm.files import load_json
 from latent_prm.grading import question_digest
@@ -112,12 +112,17 @@ def look(path: Path) -> Place:
 
 
 def output(place: Place, options: ReportOptions) -> Path:
-    """Where the file goes. Raises ValueError for a folder."""
-    target = (
-        Path(options.output) if options.output else (Path("reports") if place.data else place.folder) / "report.html"
-    )
+    """Where the file goes, named after what it shows. Raises ValueError for a folder, OSError where none is made."""
+    if options.output:
+        target = Path(options.output)
+    elif place.data:
+        target = Path("reports", f"{place.folder.resolve().name}.html")
+    else:
+        alone = place.words in ("evaluation", "steering")
+        target = place.folder / f"{place.words if alone else 'report'}.html"
     if target.is_dir():
         raise ValueError(f"--output is {target}, which is a folder. Type a file: --output {target / 'report.html'}")
+    preflight.can_write(target.parent, "Type another --output.")
     return target
 
 

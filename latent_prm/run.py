@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from latent_prm import files, optimizers, preflight, resuming, sizing, tuning
+from latent_prm import files, kinship, optimizers, preflight, resuming, sizing, tuning
 from latent_prm.checkpoint import (
     Keeper,
     Moment,
@@ -34,6 +34,7 @@ from latent_prm.model import QwenLatentPRM
 from latent_prm.options import TrainOptions
 from latent_prm.pretrained import versions
 from latent_prm.ranks import Ranks
+from latent_prm.shards import scan
 from latent_prm.tree import ReasoningTree
 from latent_prm.watching import Watch, remarks
 
@@ -52,9 +53,13 @@ class Place(NamedTuple):
 
 
 def place(options: TrainOptions) -> Place:
-    """The run's folder, new or to be gone on in. Raises ValueError where a new one would land on another run."""
+    """The run's folder, new or to be gone on in. Raises ValueError where it would land on another or on data."""
     resumed = resuming.run_folder(options) if options.resume else None
     folder = resumed or new_run_folder(options.output_dir)
+    begun = (folder / "config.json").is_file()
+    if not begun and (scan(folder)[0] or folder.resolve() == Path(options.data_dir).resolve()):
+        way_out = "Type a folder that is not there yet: shards stand by themselves."
+        raise ValueError(f"--output_dir is {folder}, which holds something else: shards. {way_out}")
     return Place(folder, resumed is not None, (folder / resuming.FINISHED).exists())
 
 
@@ -70,19 +75,27 @@ def new_run_folder(output_dir: str | None) -> Path:
 
 @contextmanager
 def opened(where: Place, ranks: Ranks, level: str) -> Iterator[None]:
-    """The folder is this run's alone, swept, and what is said goes into training.log; only the first process speaks."""
+    """The folder is this run's alone, swept, and what is said goes into training.log; only the first process speaks.
+
+    A new folder goes again where a run fails before anything else stands in it.
+    """
     if not ranks.first:
         logging.getLogger("latent_prm").setLevel(logging.ERROR)
         yield
         return
     way_out = "Wait until it is through, or type another --output_dir."
-    folder = where.folder
+    folder, fresh = where.folder, not where.folder.exists()
     with files.lock(folder / ".lock", "training", way_out), log_lines(folder / "training.log", level):
         for torn in files.sweep(folder):
             log.warning(f"[Trainer] {torn.name} removed: a write that was cut off.")
         if not where.resumed:
             new_run_folder(str(folder))  # nobody was quicker
-        yield
+        try:
+            yield
+        except Exception:
+            if fresh and {path.name for path in folder.iterdir()} <= {".lock", "training.log"}:
+                files.remove_folder(folder)
+            raise
 
 
 class Run:
@@ -107,7 +120,6 @@ class Run:
         epochs = range(1, options.num_epochs + 1)
         self.total_steps = sum(len(epoch_steps(self.train, epoch, options)) for epoch in epochs)
 
-        optimizers.set_arithmetic(self.device, options)
         self.precision = optimizers.precision(self.device, options)
         wide = trees[0].paths[0].latents.shape[1]
         if ranks.first:
@@ -157,6 +169,7 @@ class Run:
             options.model_path, width, options.pooling_strategy, second_head=second, reads=options.read_parts()
         )
         model.max_seq_length, model.context = options.max_seq_length, options.context
+        model.reasoners = kinship.growers(options.data_dir)
         model.see(options.sees)
         model.dropout = self.dropout = PathDropout(options.dropout_prob)
         tuning.adapt(model, options)
@@ -181,6 +194,7 @@ class Run:
 
     def _compile(self, layers: Sequence[nn.Module]) -> None:
         """Once for all layers, and for packs of all sizes; where that fails the run goes on without, and says so."""
+        torch.compiler.reset()  # what was compiled for a run before in this process counts against a limit
         for layer in layers:
             layer.compile(dynamic=True)
         work = self.prepare(0, epoch_steps(self.train, 1, self.options)[0])
@@ -196,6 +210,8 @@ class Run:
             log.warning(f"[Trainer] The layers are not compiled, which is slower: {reason}")
             for layer in layers:
                 layer._compiled_call_impl = None
+        else:  # one row or many, learning or not: some kinds of packs are compiled later, or not if that fails
+            torch._dynamo.config.suppress_errors = True
         self.model.zero_grad()
 
     def _as_read(self, items: Sequence[Lesson]) -> list[Lesson]:

@@ -15,7 +15,7 @@ import socket
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from latent_prm import solver
+from latent_prm import preflight, solver
 from latent_prm.model import QwenLatentPRM
 from latent_prm.options import ServeOptions
 from latent_prm.pretrained import pick_device
@@ -119,8 +119,10 @@ def make_server(options: ServeOptions, token: str) -> uvicorn.Server:
 
     confidence = solver.load_confidence(options.asks("?"))
     if options.solve:
+        preflight.check_reasoner(options.model_path, options.revision, options.checkpoint)
         reasoner = Reasoner.from_pretrained(**options.reasoner())
         model = solver.load_prm(options.asks("?"), reasoner)
+        confidence = solver.believed(options.asks("?"), confidence, model, reasoner)
     else:
         reasoner, model = None, QwenLatentPRM.from_pretrained(options.checkpoint, device=pick_device(options.device))
     app = Service(options, model, confidence, reasoner).app(token)

@@ -11,6 +11,7 @@ import os
 import pathlib
 import platform
 import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -23,12 +24,15 @@ import torch
 from latent_prm import columns, files, foreign, seals
 from latent_prm.columns import FORMAT
 from latent_prm.files import BadFile
+from latent_prm.options import CollectOptions, EvaluateOptions, TrainOptions
 from latent_prm.tree import ReasoningTree
 
 BINS = 10
 """Of the score histogram, over 0..1."""
 LONGEST = 255
 """Bytes of a file's name, on the usual filesystems."""
+TEST_DATA = "prm_data_test"
+"""The folder of the trees that a PRM is measured on, where no other is typed."""
 
 _METADATA = {
     str: "format data_file sha256",
@@ -139,8 +143,17 @@ def list_shards(folder: str | pathlib.Path) -> list[pathlib.Path]:
     """The finished shards of a folder by name; each unfinished ``.pt`` is named in the log, and not among them."""
     finished, unfinished = scan(folder)
     for path in unfinished:
-        _log.warning("%s: left out: it has no %s, so it is unfinished.", path, metadata_path(path).name)
+        _log.warning("%s: left out: %s", path, why_left_out(path))
     return finished
+
+
+def why_left_out(path: pathlib.Path) -> str:
+    """Why a ``.pt`` without metadata is not read."""
+    lacks = f"it has no {metadata_path(path).name}"
+    if foreign.looks_foreign(path):
+        folder = shlex.quote(str(path.parent))
+        return f"{lacks}, and looks like another program's. Type: latent-prm convert {folder} --output_dir FOLDER"
+    return f"{lacks}, so it is unfinished."
 
 
 def load_trees(
@@ -224,8 +237,8 @@ def _each(
             yield path, read(path)
         except BadFile as error:
             if not skip_bad_files:
-                way_out = "Delete it and collect again, or pass --skip_bad_files to carry on without it."
-                raise BadFile(f"{error}\n{way_out}") from error
+                way_out = "or pass --skip_bad_files to carry on without it."
+                raise BadFile(f"{error}\n{to_repair(folder)}, {way_out}") from error
             bad.append(str(error))
             _log.warning("Left out (--skip_bad_files): %s", error)
     if bad:
@@ -234,12 +247,40 @@ def _each(
         left_out += bad
 
 
-def no_data(folder: str | pathlib.Path, way_out: str = "pass --data_dir") -> NoData:
-    """The error to raise when a folder has no shard to read: what is there instead, and what to type."""
+def no_data(folder: str | pathlib.Path, way_out: str = "pass --data_dir", **collected: str) -> NoData:
+    """The error to raise when a folder has no shard to read: what is there instead, and what to type.
+
+    ``collected`` are options of the collection that would fill it.
+    """
+    if pathlib.Path(folder).is_file():
+        return NoData(f"{folder} is a file. Type its folder: {pathlib.Path(folder).parent}")
     names = ", ".join(path.name for path in chain(*scan(folder)))
     which = "No intact and finished .pt files found" if names else "No .pt files found"
     there = f" (there are {names})" if names else ""
-    return NoData(f'{which} in {folder}{there}\nRun "bash collect_training_data.sh" first, or {way_out}.')
+    return NoData(f'{which} in {folder}{there}\nRun "{command("collect", **collected)}" first, or {way_out}.')
+
+
+def to_repair(folder: str | pathlib.Path) -> str:
+    """What to type where a shard of a folder is damaged."""
+    return f"Type: latent-prm verify {shlex.quote(str(folder))} --repair"
+
+
+_STAGES = {
+    "collect": ("collect_training_data.sh", CollectOptions),
+    "train": ("train_latent_prm.sh", TrainOptions),
+    "evaluate": ("evaluate_latent_prm.sh", EvaluateOptions),
+}
+
+
+def command(stage: str, **typed: str) -> str:
+    """What to type for a stage: its script where that is in the working folder, else its command, without defaults."""
+    script, options = _STAGES[stage]
+    if pathlib.Path(script).is_file():
+        own = TEST_DATA if stage == "evaluate" else "prm_data"
+        given = [f"{name.upper()}={shlex.quote(value)}" for name, value in typed.items() if value != own]
+        return " ".join([*given, f"bash {script}"])
+    given = [f"--{name} {shlex.quote(value)}" for name, value in typed.items() if value != getattr(options, name, None)]
+    return " ".join([f"latent-prm {stage}", *given])
 
 
 def _width(trees: list[ReasoningTree]) -> int:

@@ -175,21 +175,23 @@ def need(shape: Shape, options: TrainOptions, precision: torch.dtype, load: Load
     weight = 2 if options.optimizer == "adamw_bf16_sr" else 4
     compute = min(weight, precision.itemsize)
     columns, packs = load.packed(options.pack_tokens)
-    sees = min(columns, load.widest)
-    beside = sum(learn) - sum(trained(shape, replace(options, tuning="head"))) if options.tuning == "lora" else 0
+    # Who sees whom, as yes or no and as numbers, which all layers share.
+    seen = min(columns, load.widest) * (1 + compute * (shape.heads if options.sees == "tree" else 1))
+    head = replace(options, tuning="head", lora_rank=TrainOptions.lora_rank)
+    beside = sum(learn) - sum(trained(shape, head)) if options.tuning == "lora" else 0
     multiplied = compute * (sum(rows * wide for rows, wide in shape.matrices) + beside) * (compute < weight)
     # Autocast keeps copies of weights that learn until it ends; others are copied, and the copies dropped, at each use.
     cached = multiplied if full else compute * beside * (compute < weight)
-    passing = _passing(shape, weight, compute, sees)
-    layer = columns * _kept(shape, options, weight, compute, sees)
+    passing = _passing(shape, weight, compute) + seen
+    layer = columns * _kept(shape, options, weight, compute)
     outside = columns * 24 * shape.hidden  # the last norm, its states, the chains' and two gradients, in float32
     if options.tuning == "head" and shape.latent_dim == shape.hidden:  # nothing in front learns: no way back
         copies, activations, work = 0, outside, columns * passing
     elif options.gradient_checkpointing:
-        activations = outside + columns * shape.layers * weight * shape.hidden
+        activations = outside + columns * (seen + shape.layers * weight * shape.hidden)
         copies, work = cached, layer + multiplied // shape.layers + columns * 2 * compute * shape.inner
     else:
-        copies, activations, work = multiplied, outside + shape.layers * layer, 0
+        copies, activations, work = multiplied, outside + columns * seen + shape.layers * layer, 0
     return Need(
         weights=weight * sum(learn),
         frozen=weight * frozen(shape, options),
@@ -210,15 +212,15 @@ def _moments(size: int, options: TrainOptions) -> int:
     return 2 * (size + 4 * (size // BLOCK) + 4 * 256)  # numbers, scales, and the 256 values that 8 bits stand for
 
 
-def _kept(shape: Shape, options: TrainOptions, weight: int, compute: int, sees: int) -> int:
+def _kept(shape: Shape, options: TrainOptions, weight: int, compute: int) -> int:
     """What autograd keeps of one column in one layer. The residual stream has the weights' dtype, norms are float32."""
     full, mixed = options.tuning == "full", compute < weight
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norms = 2 * (4 * shape.hidden + 4 + full * weight * shape.hidden)  # what goes in; to learn a scale: what it scales
     if shape.head_norms:
         norms += (4 + full * compute) * (queries + keys) + 4 * (shape.heads + shape.kv_heads)
-    # Keys and values are spread out to as many as queries; beside them the output, its scale, and the mask as numbers.
-    attention = 4 * compute * queries + 4 * shape.heads + compute * sees
+    # Keys and values are spread out to as many as queries; beside them the output and its scale.
+    attention = 4 * compute * queries + 4 * shape.heads
     inner = compute * shape.inner * (3 if shape.gated else 1)
     if options.tuning == "head":
         return norms + attention + inner
@@ -229,13 +231,14 @@ def _kept(shape: Shape, options: TrainOptions, weight: int, compute: int, sees: 
     return norms + attention + inner + read
 
 
-def _passing(shape: Shape, weight: int, compute: int, sees: int) -> int:
+def _passing(shape: Shape, weight: int, compute: int) -> int:
     """What is there of one column while a layer computes and nothing is kept."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     attention = compute * (4 * queries + 2 * keys)
     if compute < weight:  # rotated in float32 before attention makes them small
         attention += 4 * (2 * queries + keys)
-    return 3 * weight * shape.hidden + max(attention, 3 * compute * shape.inner) + (1 + compute) * sees
+    turns = 2 * weight * shape.head_dim  # of rotary positions, for all heads and layers
+    return turns + 3 * weight * shape.hidden + max(attention, 3 * compute * shape.inner)
 
 
 class Disk(NamedTuple):
@@ -289,6 +292,7 @@ def remedies(options: TrainOptions) -> Iterator[TrainOptions]:
     for tuning, optimizer in REMEDIES:
         embeddings, parallel = options.train_embeddings and tuning == "full", options.parallel
         others = {"train_embeddings": embeddings, "parallel": parallel if optimizer == "adamw" else "ddp"}
+        others["lora_rank"] = options.lora_rank if tuning == "lora" else TrainOptions.lora_rank
         one = replace(options, tuning=tuning, optimizer=optimizer, **others)
         for again in (False, True):
             yield from (replace(one, gradient_checkpointing=again, pack_tokens=size) for size in packs)

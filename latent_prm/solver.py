@@ -16,17 +16,18 @@ from rich.table import Table
 from rich.text import Text
 
 from latent_prm import confidence as calibrations
-from latent_prm import preflight
+from latent_prm import kinship, preflight
 from latent_prm.confidence import Confidence, abstains
 from latent_prm.doubt import lower_bounds
 from latent_prm.growth import Growth, Steer, every_latent
-from latent_prm.model import QwenLatentPRM, checkpoint_folder
+from latent_prm.model import QwenLatentPRM, checked_folder
 from latent_prm.options import SolveOptions
 from latent_prm.pretrained import find_device, pick_device
 from latent_prm.reasoner import Reasoner
 from latent_prm.scorers import PrmScorer
 from latent_prm.selector import NEEDS_LOWER, Candidates, Choice, How, choose_among, shares
-from latent_prm.steering import Grown, Guide, from_name, keeping
+from latent_prm.shards import TEST_DATA
+from latent_prm.steering import Grown, Guide, check_name, from_name, keeping
 from latent_prm.tasks import BUILT_IN, Question, Task, load_task
 from latent_prm.tree import Answer, ReasoningTree
 
@@ -38,10 +39,14 @@ def main(options: SolveOptions) -> Choice:
     and for --abstain without a calibration.
     """
     find_device(options.device)
+    put(options)
+    if options.steer is not None:
+        check_name(options.steer)
     preflight.check_reasoner(options.model_path, options.revision, options.checkpoint)
     confidence = load_confidence(options)
     reasoner = Reasoner.from_pretrained(**options.reasoner())
     model = load_prm(options, reasoner)
+    confidence = believed(options, confidence, model, reasoner)
     grown = grow(options, reasoner, model, confidence)
     choice = decide(options, grown, model, confidence)
     console = Console(highlight=False, markup=False)
@@ -60,7 +65,7 @@ def load_confidence(options: SolveOptions) -> Confidence | None:
 
     Raises ValueError when --abstain asks for a probability that nobody has calibrated, or the file is foreign.
     """
-    folder = checkpoint_folder(options.checkpoint)
+    folder = checked_folder(options.checkpoint)
     found = calibrations.load(folder) if (folder / calibrations.FILE).is_file() else None
     how = rule(options, found)
     if options.abstain and (found is None or how not in found.answers):
@@ -84,6 +89,22 @@ def load_prm(options: SolveOptions, reasoner: Reasoner) -> QwenLatentPRM:
     of, way_out = f"The latents of the reasoner {options.model_path}", "Type the --model_path it was trained for"
     preflight.same_width(reasoner.latent_dim, model.thought_dim, of, options.checkpoint, way_out)
     return model
+
+
+def believed(
+    options: SolveOptions, confidence: Confidence | None, model: QwenLatentPRM, reasoner: Reasoner
+) -> Confidence | None:
+    """The calibration, unless it is known to be of another reasoner than this one. Warns of a PRM of another one.
+
+    Raises ValueError when --abstain asks for the probability that is lost with it.
+    """
+    found = kinship.believed(options.checkpoint, model, confidence, kinship.grower(reasoner))
+    if options.abstain and found is None:
+        raise ValueError(
+            f"--abstain is {options.abstain}, but {options.checkpoint} has no probability calibrated for "
+            f"{options.model_path}. Calibrate it first: {_how_to_calibrate(options)}"
+        )
+    return found
 
 
 # --- answering ------------------------------------------------------------------------------------------------------
@@ -225,7 +246,8 @@ def is_gradable(tree: ReasoningTree) -> bool:
 
 
 def _how_to_calibrate(options: SolveOptions) -> str:
-    return f"latent-prm evaluate --checkpoint {options.checkpoint} --data_dir prm_test --calibrate_on prm_validation"
+    measured, apart = TEST_DATA, "prm_data_validation"
+    return f"latent-prm evaluate --checkpoint {options.checkpoint} --data_dir {measured} --calibrate_on {apart}"
 
 
 def _scored(found: Candidates, value: str) -> list[float]:

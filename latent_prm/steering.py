@@ -302,6 +302,12 @@ PRESETS: dict[str, Preset] = {
 NAMES: tuple[str, ...] = (*PRESETS, "anytime")
 
 
+def check_name(name: str) -> None:
+    """Raises ValueError for a name that no guide has."""
+    if name not in NAMES:
+        raise ValueError(f"There is no steering {name!r}: type one of {', '.join(NAMES)}.")
+
+
 def from_name(
     name: str,
     scorer: Scorer,
@@ -321,8 +327,7 @@ def from_name(
         if unknown := settings.keys() - {"confidence", "settled", "first", "more"}:
             raise ValueError(f"anytime has no setting {min(unknown)!r}: it has confidence, settled, first and more.")
         return Anytime(scorer, **settings)
-    if name not in PRESETS:
-        raise ValueError(f"There is no steering {name!r}: type one of {', '.join(NAMES)}.")
+    check_name(name)
     preset = PRESETS[name]
     known = list(inspect.signature(preset.rule).parameters)[3:]
     if unknown := settings.keys() - set(known):

@@ -63,7 +63,7 @@ class Stock:
         """Grow what lacks. Raises as the collector does."""
         if self.lacks(pool):
             with quiet_again():
-                collector.main(replace(pool, output_dir=str(self.place(pool))))
+                collector.main(replace(pool, output_dir=str(self.place(pool))), alone=False)
             self._loaded.pop(self.place(pool), None)
 
     def trees(self, pool: CollectOptions, count: int) -> list[ReasoningTree]:
@@ -83,7 +83,8 @@ class Stock:
         part = place.with_name(f"{place.name}-first{len(wanted)}")
         if not part.is_dir():
             metadata = shards.read_metadata(shards.scan(place)[0][0])
-            facts = {key: metadata[key] for key in ("task", "model", "split", "seed", "settings") if key in metadata}
+            said = ("task", "model", "weights", "dtype", "split", "seed", "settings")
+            facts = {key: metadata[key] for key in said if key in metadata}
             trees, size = self.trees(pool, count), pool.shard_size
 
             def write(folder: Path) -> None:

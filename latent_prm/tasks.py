@@ -1,8 +1,7 @@
 """Where questions come from, and when an answer to one of them is right.
 
-This room hides the two built-in generators (``arithmetic``, ``search``), and behind one door what ``hub`` and ``gym``
-have to ask. Splits of what is generated are disjoint by construction: a question's own text decides which split it
-belongs to.
+This room hides behind one door what the built-in generators (``problems``), ``hub`` and ``gym`` have to ask. Splits of
+what is generated are disjoint by construction: a question's own text decides which one it belongs to.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import re
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
-from latent_prm import files, plots, preflight, resuming, sizing
+from latent_prm import files, kinship, optimizers, plots, preflight, resuming, shards, sizing
 from latent_prm.feeding import Work, ahead
+from latent_prm.foreign import UNKNOWN
 from latent_prm.lessons import Lesson, epoch_steps
 from latent_prm.options import TrainOptions
 from latent_prm.pretrained import pick_device
@@ -35,6 +37,7 @@ from latent_prm.reading import Read
 from latent_prm.run import Run, names_of_epoch, opened, place, save
 from latent_prm.shards import load_trees
 from latent_prm.stopping import gathered
+from latent_prm.tasks import load_task
 from latent_prm.watching import Pace, check, validation_figures
 
 log = logging.getLogger(__name__)
@@ -66,7 +69,7 @@ def main(options: TrainOptions) -> Path:
         preflight.can_write(where.folder)
     skipped_files: list[str] = []
     trees = load_trees(options.data_dir, options.skip_bad_files, skipped_files)
-    with opened(where, ranks, options.log_level):
+    with opened(where, ranks, options.log_level), optimizers.arithmetic(ranks.device, options):
         try:
             run = Run(options, where.folder, trees, skipped_files, ranks)
             with gathered() as stop, run.writing():
@@ -113,6 +116,7 @@ def train_epoch(run: Run, epoch: int, stop: Sequence[signal.Signals]) -> None:
             if came:
                 obey(came[0], run, names[0])
             if state.finished:
+                bar.update()  # which leaving the loop would not count
                 break
     log.info(f"[Trainer] Epoch {epoch}: {whole.say(whole.figures())}")
 
@@ -148,34 +152,40 @@ def optimizer_step(run: Run, work: Work) -> Taught:
             finite.append(torch.stack([each.isfinite().all() for each in logits if each is not None]).all())
             share = objective.share(logits, held.to(run.device))
         run.scaler.scale(share * ranks.world).backward()  # gradients come out as the mean over the processes
-    for found, (batch, *_) in zip(finite, work.packs, strict=False):  # looked at here, so that a GPU is waited for once
-        if not found:
-            raise ValueError(not_finite("prediction", run, [work.items[i] for i, _ in batch.paths]))
     run.scaler.unscale_(run.optimizer)
-    norm = clip(run)
+    length = gradient_norm(run)
+    told = [length[None], ranks.total(objective.sums).to(length.device), *(each[None] for each in finite)]
+    norm, *found = torch.cat([one.double() for one in told]).tolist()  # here alone a GPU is waited for
+    sums = dict(zip(objective.terms, found, strict=False))
+    for fine, (batch, *_) in zip(found[len(sums) :], work.packs, strict=False):
+        if not fine:
+            raise ValueError(not_finite("prediction", run, [work.items[i] for i, _ in batch.paths]))
     # A scaler skips such a step and lowers its scale; one that is low already has not helped.
-    if not norm.isfinite() and (not run.scaler.is_enabled() or run.scaler.get_scale() < 1):
+    if not math.isfinite(norm) and (not run.scaler.is_enabled() or run.scaler.get_scale() < 1):
         raise ValueError(not_finite("gradient", run, work.items))
+    clip(run, length, norm)
     run.throw("rounding")
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.scheduler.step()
     run.optimizer.zero_grad()
-    sums = dict(zip(objective.terms, ranks.total(objective.sums).tolist(), strict=True))
     for name, units in objective.units.items():
         run.state.sums[name] = run.state.sums.get(name, 0.0) + sums[name]
         run.state.units[name] = run.state.units.get(name, 0.0) + units
-    return Taught(mean(objective.terms, sums, objective.units), float(norm))
+    return Taught(mean(objective.terms, sums, objective.units), norm)
 
 
-def clip(run: Run) -> Tensor:
-    """The gradient's norm; where it is larger than ``--max_grad_norm`` (0: no limit) the gradient is scaled to that."""
-    learnt = [p for p in run.model.parameters() if p.grad is not None]
-    norm, limit = get_total_norm([p.grad for p in learnt if p.grad is not None]), run.options.max_grad_norm
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    if limit and norm > limit:  # else not touched: it is as large as the model
-        clip_grads_with_norm_(learnt, limit, norm)
-    return norm
+def gradient_norm(run: Run) -> Tensor:
+    """Of all gradients together, on the device."""
+    norm = get_total_norm([p.grad for p in run.model.parameters() if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def clip(run: Run, length: Tensor, norm: float) -> None:
+    """Scale the gradient to ``--max_grad_norm`` (0: no limit) where it is larger; ``norm`` is what ``length`` holds."""
+    if 0 < run.options.max_grad_norm < norm:  # else not touched: it is as large as the model
+        learnt = [p for p in run.model.parameters() if p.grad is not None]
+        clip_grads_with_norm_(learnt, run.options.max_grad_norm, length)
 
 
 def mean(terms: dict[str, float], sums: dict[str, float], units: dict[str, float]) -> float:
@@ -275,6 +285,7 @@ def obey(came: signal.Signals, run: Run, name: str) -> None:
     run.keeper.wait()
     run.ranks.same(None)  # a launcher kills the others when one has left
     log.warning(f"[Trainer] {came.name}: stopped after step {run.state.step}, kept in {run.folder / name}")
+    log.warning("[Trainer] The same command with --resume auto goes on from there.")
     if came is signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + came)
@@ -305,16 +316,29 @@ def report(run: Run) -> None:
         log.warning(f"[Trainer] No loss_curve.png: {missing}")
     files.save_json(stats, run.folder / resuming.FINISHED)  # last: with it the run is finished
     log.info(f"[Trainer] Best checkpoint: {best} ({state.best['by']} loss {state.best['loss']:.4f})")
-    log.info(f"[Trainer] Next: latent-prm evaluate --checkpoint {best} --data_dir prm_data_test")
+    for word, command in zip(("Next", "Then"), next_commands(run.options.data_dir, best), strict=False):
+        log.info(f"[Trainer] {word}: {command}")
+
+
+def next_commands(data_dir: str, best: Path) -> list[str]:
+    """What to type after a training: how test questions are grown, unless they are there, and how they are scored."""
+    score = shards.command("evaluate", checkpoint=str(best), data_dir=shards.TEST_DATA)
+    if shards.scan(shards.TEST_DATA)[0]:
+        return [score]
+    known, same = next(iter(kinship.facts(data_dir)), {}), {}
+    if known.get("model", UNKNOWN) != UNKNOWN:
+        same["model_path"] = str(known["model"])
+    with suppress(ValueError, KeyError):  # a file's name is not its path
+        same["task"] = load_task(str(known["task"])).name
+    return [shards.command("collect", **same, split="test", output_dir=shards.TEST_DATA), score]
 
 
 def out_of_memory(o: TrainOptions) -> str:
-    """What to type: packs first, for they change nothing, then the guide's three remedies."""
+    """What to type: packs first, for they change nothing."""
     return (
         f"Out of memory. Lower --pack_tokens (now {o.pack_tokens}), which never changes the result, or add "
-        f"--gradient_checkpointing. If that is not enough: lower --batch_size (now {o.batch_size}), raise "
-        f"--gradient_accumulation_steps (now {o.gradient_accumulation_steps}) so that their product stays, and lower "
-        f"--max_seq_length (now {o.max_seq_length}). --plan says what fits."
+        "--gradient_checkpointing. If that is not enough: type --optimizer adamw8bit, or a lower --max_seq_length "
+        f"(now {o.max_seq_length}). --plan says what fits."
     )
 
 

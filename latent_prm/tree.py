@@ -1,7 +1,7 @@
 """A question's tree of latent paths: who descends from whom, and how outcomes flow back to every path.
 
-This room hides the arithmetic of the back-up and the drawing of a tree as text. It knows nothing of files, models or
-tasks. How its picture is drawn, `drawing` knows.
+This room hides the arithmetic of the back-up and the drawing of a tree as text. It knows nothing of files or
+models, and of tasks only which of them check answers without a gold. How its picture is drawn, `drawing` knows.
 """
 
 from __future__ import annotations

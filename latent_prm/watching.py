@@ -1,5 +1,5 @@
-"""Where the numbers of a run go and what is said of them: hides metrics.jsonl, the trackers of ``--report_to``, how
-speed and memory are taken, and when a curve is worth a warning.
+"""Where the numbers of a run go and what is said of them: hides what becomes a line of metrics.jsonl, the trackers of
+``--report_to``, how speed and memory are taken, and when a curve is worth a warning.
 
 metrics.jsonl holds what follows from the data, options and seed alone, so that a run that was resumed has the same
 lines as one that never stopped. Speed and memory are another thing each time: they go to the trackers and the log.

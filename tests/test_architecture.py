@@ -49,13 +49,13 @@ LAYERS = [
     {"shards", "packing", "metrics", "predictions", "probes", "odds"},
     {"pretrained", "preflight", "feedback", "growth", "memory", "thought", "reasoner", "model", "plots"}
     | {"lessons", "losses", "optimizers", "tuning", "ranks", "sizing", "watching", "checkpoint", "feeding", "reading"}
-    | {"comparison", "confidence", "settling", "doubt", "rivals", "truth", "step_truth"},
+    | {"comparison", "confidence", "kinship", "settling", "doubt", "rivals", "truth", "step_truth"},
     {"scorers"},
     {"steering"},
     {"cluster", "preview", "resuming", "evaluation", "inventory"}
     | {"batching", "telling", "describing"}
     | {"charts", "explorer"},
-    {"model_card"} | {"run", "tables", "findings", "mending", "chronicle"},
+    {"model_card"} | {"run", "tables", "contest", "findings", "mending", "chronicle"},
     {"collector", "trainer", "evaluator", "solver", "inspector", "tuner", "converter", "steerer", "verifier"}
     | {"exporter", "doctor"},
     {"stock", "api", "exhibits"},
@@ -257,7 +257,7 @@ OPTIONS = {
     + """
         task='arithmetic,search' split='test' max_samples=200 checkpoint='builtin'
         methods='topk,adaptive,diversity,budget,beam,particles,merge,uncertain,anytime' scorer='prm'
-        after=None select='weighted_vote' confidence=0.98 pool_paths=None num_bootstrap=2000
+        after=None select='weighted_vote' confidence=None pool_paths=None num_bootstrap=2000
         output_dir='reports' batch_size=None""",
     "experiment": """
         path output_dir='reports' num_bootstrap=2000 dry_run=False""",

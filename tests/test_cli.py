@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from latent_prm import __version__, options
 from latent_prm.__main__ import COMMANDS, main
@@ -68,6 +69,7 @@ def test_a_mistyped_option_exits_2_and_says_which_was_meant(capsys: pytest.Captu
         ("--num_epochs", "0", "at least 1"),
         ("--dropout_prob", "1.5", "from 0 up to"),
         ("--val_size", "1.5", "a whole number"),
+        ("--lora_rank", "8", "only --tuning lora reads it"),
         ("--pooling_strategy", "men", "mean"),
     ],
 )
@@ -94,6 +96,7 @@ def test_an_impossible_value_exits_2_and_says_what_to_type(
         ("--revision abc", "builtin is a folder, which has only one"),
         ("--branches 4,x", "Type whole numbers from 1 with commas"),
         ("--num_workers 2", "only --engine ray has workers"),
+        ("--max_samples -2", "type a number from 1, or -1 for all there are"),
         ("--shard 5/4", "Type i/N, with i from 1 to N"),
         ("--noise nan", "--noise is nan"),
     ],
@@ -115,8 +118,34 @@ def test_what_a_stage_refuses_is_one_sentence_on_stderr_and_exit_1(tmp_path: Pat
     done = latent_prm("train", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines()[0] == "✗ ERROR: No .pt files found in prm_data"
-    assert "collect_training_data.sh" in done.stderr
+    assert 'Run "latent-prm collect" first' in done.stderr
     assert "Traceback" not in done.stderr
+    (tmp_path / "collect_training_data.sh").touch()  # as in the project's own folder
+    assert 'Run "bash collect_training_data.sh" first' in latent_prm("train", cwd=tmp_path).stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "lower"), [("evaluate", "--pack_tokens"), ("steer", "--batch_size or --num_paths")]
+)
+def test_a_full_memory_is_a_sentence_in_every_stage(
+    command: str, lower: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    typed = [command, "--checkpoint", "builtin", *["--data_dir", "data"] * (command == "evaluate")]
+    monkeypatch.setattr(f"latent_prm.{COMMANDS[command].stage}.main", full)
+    assert main(typed) == 1
+    said = capsys.readouterr().err
+    assert f"✗ ERROR: Out of memory. Type a lower {lower}, or --device cpu. (CUDA out of memory." in said
+    assert "more" not in said and "Traceback" not in said
+
+    def broken(options: object) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(f"latent_prm.{COMMANDS[command].stage}.main", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        main(typed)
 
 
 def test_a_developer_may_ask_for_the_traceback(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ import torch
 
 from latent_prm import cluster
 from latent_prm.cluster import AHEAD, RayEngine
+from latent_prm.memory import CPU_BUDGET
 from latent_prm.reasoner import Reasoner
 from latent_prm.tasks import Question, load_task
 from latent_prm.tree import ReasoningTree
@@ -96,6 +97,7 @@ def test_two_workers_grow_the_trees_of_one_process_in_order(ray: Any, reasoner: 
     with engine(reasoner, 2) as growing:
         processes = pids(ray, growing)
         assert growing.describe() == reasoner.describe()
+        assert growing.room == CPU_BUDGET  # of a worker's device, whatever is here
         same_as_one_process(list(growing.grow(BATCHES)), reasoner)
         same_as_one_process(list(growing.grow(BATCHES)), reasoner)  # and again
     assert len({os.getpid(), *processes}) == 3
@@ -161,7 +163,7 @@ def test_workers_that_cannot_even_load_are_given_up(
 def test_workers_with_different_weights_are_refused(
     ray: Any, reasoner: Reasoner, replace_actor: Callable[[str], None]
 ) -> None:
-    replace_actor("def load(self, *told): super().load(*told); return {'weights': os.getpid()}")
+    replace_actor("def load(self, *told): return {'weights': os.getpid()}, super().load(*told)[1]")
     with engine(reasoner, 2) as growing, pytest.raises(ValueError, match="Two workers have loaded different reasoners"):
         list(growing.grow([BATCHES[0]] * 1000))
 

@@ -164,11 +164,18 @@ def test_the_end_is_a_table_and_the_next_command(
     collect: Collect, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    newest = Path("checkpoints/qwen_prm_20260101_000000/best")
     for split, output_dir, command in (
+        ("train", "prm_data", "latent-prm train"),
+        ("train", "my data", "latent-prm train --data_dir 'my data'"),
+        ("validation", "other", "latent-prm evaluate --checkpoint builtin --data_dir other"),
         ("train", "prm_data", "bash train_latent_prm.sh"),
         ("train", "my data", "DATA_DIR='my data' bash train_latent_prm.sh"),
-        ("validation", "other", "DATA_DIR=other bash evaluate_latent_prm.sh"),
+        ("validation", "other", f"CHECKPOINT={newest} DATA_DIR=other bash evaluate_latent_prm.sh"),
     ):
+        if command.endswith(".sh"):  # as in the project's own folder, after a training
+            Path(command.split()[-1]).touch()
+            newest.mkdir(parents=True, exist_ok=True)
         assert collect(split=split, output_dir=output_dir, max_samples=1) == 0
         printed = capsys.readouterr().out
         assert printed.endswith(f"\nNext: {command}\n")
@@ -179,7 +186,12 @@ def test_the_end_is_a_table_and_the_next_command(
 def test_the_bar_tells_how_fast_and_how_right_it_goes(collect: Collect, capsys: pytest.CaptureFixture[str]) -> None:
     assert collect() == 0
     bar = capsys.readouterr().err
-    assert re.search(r"12/12 .* questions/s, \d+ paths/s, noise-free [\d.]+, one noisy path [\d.]+, mixed [\d.]+", bar)
+    assert re.search(r"12/12 \|.*\| [\d:]+<[\d:]+, \d+ paths/s, noise-free \d+, noisy \d+, mixed \d+ %", bar)
+    longest = collector.BAR.format(
+        n_fmt="1000", total_fmt="1000", bar="", elapsed="10:00", remaining="1:00:00",
+        postfix=", 1760 paths/s, noise-free 100, noisy 85, mixed 30 %",
+    )  # fmt: skip
+    assert len(longest) < 80
 
 
 # --- warnings -------------------------------------------------------------------------------------------------------
@@ -601,7 +613,7 @@ def test_kills_at_any_moment_lose_and_double_nothing(tiny_lm: Path, folder: Path
     for kill in range(8):
         with subprocess.Popen(typed, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as running:
             assert running.stderr is not None
-            while "questions/s" not in running.stderr.readline(200) and running.poll() is None:
+            while "paths/s" not in running.stderr.readline(200) and running.poll() is None:
                 pass
             time.sleep(0.05 * kill)
             running.kill()

@@ -24,6 +24,7 @@ from latent_prm.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("README*.md")])
 ENGLISH = sorted(path for path in DOCS.glob("*.md") if not path.name.endswith(".zh.md"))
 BLOCK = re.compile(r"(?:^<!-- (?P<mark>\w+) -->\n)?^```(?P<kind>bash|python)\n(?P<text>.*?)^```$", re.M | re.S)
 TOKEN = "a token of thirty-two characters".replace(" ", "-")
@@ -152,21 +153,24 @@ def test_every_command_of_a_guide_runs(guide: Path, shell: Path) -> None:
                         assert "curl" not in command or json.loads(printed.splitlines()[-1])["event"] == "chosen"
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_nothing_stands_behind_the_language_of_a_block(page: Path) -> None:
     """The site takes it for no block at all then."""
     assert not re.findall(r"^```\w+ .*$", page.read_text("utf-8"), re.M)
 
 
-@pytest.mark.parametrize("guide", ENGLISH, ids=lambda path: path.stem)
+@pytest.mark.parametrize("guide", [ROOT / "README.md", *ENGLISH], ids=lambda path: path.stem)
 def test_the_chinese_guide_types_the_same(guide: Path) -> None:
     chinese = guide.with_suffix(".zh.md")
     assert blocks(chinese) == blocks(guide)
+    if guide.stem == "README":  # all of it, also what is not marked as a language
+        fenced = [re.findall(r"^```.*?^```$", page.read_text("utf-8"), re.M | re.S) for page in (guide, chinese)]
+        assert fenced[0] == fenced[1]
     headings = [len(re.findall(r"^#+ ", page.read_text("utf-8"), re.M)) for page in (guide, chinese)]
     assert headings[0] == headings[1]
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_links_lead_somewhere_and_commands_exist(page: Path) -> None:
     text = page.read_text("utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):

@@ -101,7 +101,7 @@ def test_a_hub_that_answers_is_reached(monkeypatch: pytest.MonkeyPatch, status: 
     with answering(status) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
         reached = next(doctor.hub(timeout=10))
-    assert reached.mark == mark and said in reached.said and address in reached.said
+    assert reached.about == "address" and reached.mark == mark and said in reached.said and address in reached.said
 
 
 def test_a_hub_that_is_silent_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:

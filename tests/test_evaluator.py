@@ -15,6 +15,7 @@ from conftest import random_tree
 from rich.console import Console
 
 from latent_prm import confidence
+from latent_prm.__main__ import main as run
 from latent_prm.comparison import Comparison, Discrimination
 from latent_prm.confidence import compare_rules
 from latent_prm.evaluation import (
@@ -418,12 +419,57 @@ def test_questions_that_a_prm_or_the_measuring_has_seen_are_left_out(
     assert [tree.question for tree in kept] == ["1", "3"] and seen == 2
     assert "2 of 4 questions were in the PRM's training" in caplog.text
     data = folder(tmp_path / "data", range(3))
-    options = EvaluateOptions(checkpoint=("builtin",), data_dir="elsewhere")
+    options = EvaluateOptions(checkpoint=("builtin",), data_dir="elsewhere", calibrate_on=str(data))
     measured = [random_tree(0, question="Ann has 1 apples . She buys 2 more . How many apples has Ann ?")]
-    assert [tree.question.split()[2] for tree in others(data, measured, options)] == ["0", "2"]
-    asked = [replace(measured[0], question=tree.question) for tree in others(data, [], options)]
+    assert [tree.question.split()[2] for tree in others("calibrate_on", measured, options)] == ["0", "2"]
+    asked = [replace(measured[0], question=tree.question) for tree in others("calibrate_on", [], options)]
     with pytest.raises(ValueError, match="No question in"):
-        others(data, asked, options)
+        others("calibrate_on", asked, options)
+
+
+@pytest.mark.parametrize(("option", "split"), [("data_dir", "test"), ("calibrate_on", "validation"), ("rivals_on", "")])
+def test_a_folder_without_trees_is_told_by_its_option_and_how_it_is_filled(
+    option: str, split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where no script is
+    there, nowhere = folder(tmp_path / "data", range(3)), tmp_path / "nowhere"
+    typed = {"data_dir": there, option: str(nowhere)}
+    words = [word for name, value in typed.items() for word in (f"--{name}", value)]
+    assert run(["evaluate", "--checkpoint", "builtin", *words, "--output_dir", str(tmp_path / "out")]) == 1
+    collect = f"latent-prm collect{f' --split {split}' if split else ''} --output_dir {nowhere}"
+    said = f'No .pt files found in {nowhere}\nRun "{collect}" first, or type another --{option}.\n'
+    assert capsys.readouterr().err.endswith(said)
+
+
+def test_latents_of_another_width_are_told_by_the_option_that_names_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there, out = folder(tmp_path / "data", range(3)), tmp_path / "out"
+    write_shard([random_tree(0)], tmp_path / "narrow", "shard", {})
+    typed = ["--data_dir", there, "--calibrate_on", str(tmp_path / "narrow"), "--output_dir", str(out)]
+    assert run(["evaluate", "--checkpoint", "builtin", *typed]) == 1
+    said = capsys.readouterr().err
+    assert f"The latents in {tmp_path / 'narrow'} are" in said and "Type the --calibrate_on of the reasoner" in said
+
+
+@pytest.mark.parametrize("stage", ["evaluate --data_dir data", "solve 1+1", "serve", "steer", "export"])
+def test_a_run_and_what_is_not_there_are_told_before_anything_else(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run/best").mkdir(parents=True)
+    folder(tmp_path / "data", range(3))
+    for module in ("latent_prm.reasoner.AutoModelForCausalLM", "latent_prm.pretrained.AutoConfig"):
+        monkeypatch.setattr(f"{module}.from_pretrained", lambda *_, **__: pytest.fail("the reasoner was asked for"))
+    out = ["--output_dir", "out"] * stage.startswith(("evaluate", "export", "steer"))
+    for checkpoint, said in (
+        ("run", "run is not a checkpoint: it has no config.json. Type run/best."),
+        ("nothere", 'nothere does not exist. Type a folder as checkpoints/…/best, or "builtin".'),
+    ):
+        assert run([*stage.split(), "--checkpoint", checkpoint, *out]) == 1
+        printed = capsys.readouterr()
+        assert (printed.out, printed.err) == ("", f"✗ ERROR: {said}\n")
+    assert not Path("out").exists()
 
 
 def test_options_that_make_no_sense_are_refused() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +13,17 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from latent_prm import collector, experiment, trainer
 from latent_prm.__main__ import main as command
 from latent_prm.demo import reader_folder
 from latent_prm.experiment import main
-from latent_prm.findings import Cell, Figure, Measured, better, csv_of, find, lines_of, markdown_of
+from latent_prm.findings import Cell, Figure, Measured, better, csv_of, find, lines_of, markdown_of, tables_of
 from latent_prm.grid import FIGURES, load_grid
 from latent_prm.metrics import Interval, gap_recovered, paired_difference
 from latent_prm.options import ExperimentOptions
+from latent_prm.reporter import look
 from latent_prm.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -61,9 +65,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     for stage in (collector, trainer):
         own, name = stage.main, stage.__name__.rpartition(".")[2]
 
-        def run(options: Any, own: Callable[..., Any] = own, name: str = name) -> Any:
+        def run(options: Any, own: Callable[..., Any] = own, name: str = name, **more: Any) -> Any:
             counts[name] += 1
-            return own(options)
+            return own(options, **more)
 
         monkeypatch.setattr(stage, "main", run)
     return counts
@@ -92,6 +96,12 @@ def test_a_grid_is_run_once_and_only_what_changed_is_run_again(
     printed = capsys.readouterr().out
     assert "to do  3 of 3 trainings: 21 questions to read, 18 to score" in printed
     assert "[2/3] bce, seed 1: " in printed and "; 1 left" in printed
+    after = printed.partition("[3/3] few, seed 1: ")[2]
+    assert re.search(r"On validation: 6 questions, N = 3.*\nbase +[–\d]", after, re.DOTALL)
+    *_, saved, following = printed.strip().splitlines()
+    assert saved.startswith("Saved reports/tiny/results.csv, reports/tiny/results.md")
+    assert printed.count("Next: ") == 1 and following.startswith("Next: latent-prm report reports/tiny/runs/")
+    assert look(Path(following.rpartition(" ")[2])).words == "training run"
     assert [(row["arm"], row["train_questions"]) for row in lines(folder)] == [
         ("base", "8"),
         ("bce", "8"),
@@ -354,6 +364,16 @@ def test_only_what_is_measurably_better_is_bold() -> None:
     assert "| arm | test | strong |" in table  # several pools: one table of all
     low = Figure(seeds=[0.1], mean=0.1, interval=None, gain=Interval(-0.2, -0.3, -0.1))
     assert better("brier", low) and not better("best", low)
+
+
+def test_the_terminal_s_table_fits_100_columns_however_many_figures_there_are() -> None:
+    arms = ["questions=16000, loss=bce+0.5*listwise", "questions=16000, loss=bce+0.25*pairwise"]
+    n = 40
+    cells = [Cell(arms[0], 1, "test", measured([0.0] * n), {}), Cell(arms[1], 1, "test", measured([1.0] * n), {})]
+    (table,) = tables_of(find(cells, arms, FIGURES), cells, FIGURES, arms[0])
+    told = io.StringIO()
+    Console(file=told, width=100, highlight=False, markup=False).print(table)
+    assert "On test: 40 questions, N = 4" in told.getvalue() and "+100.0 [+100.0, +100.0]" in told.getvalue()
 
 
 def test_a_picture_needs_an_axis_with_numbers(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import pytest
 import torch
@@ -75,6 +77,22 @@ def test_a_full_disk_at_any_write_names_the_path_and_keeps_the_old_file(
     assert caught.value.filename == str(path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.pt"]
+
+
+@pytest.mark.parametrize("write", [files.atomic_write, files.commit_folder])
+def test_a_disk_that_is_read_only_is_told_by_the_path_that_was_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., object]
+):
+    def refuse(*given: Any, **more: Any) -> NoReturn:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(given[0]))
+
+    monkeypatch.setattr(io, "FileIO", refuse)  # root writes anywhere, and no test may mount a disk
+    monkeypatch.setattr(Path, "unlink", refuse)
+    real = Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", lambda self, **more: real(self, **more) if more else refuse(self))
+    with pytest.raises(OSError, match="Read-only") as caught:
+        write(tmp_path / "a.json", lambda _: None)
+    assert caught.value.filename == str(tmp_path / "a.json")
 
 
 def test_a_failed_fsync_is_fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

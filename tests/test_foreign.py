@@ -463,6 +463,23 @@ def test_inspect_says_what_nested_files_hold_and_how_to_convert_them(
     assert f"Next: latent-prm convert {tmp_path} --output_dir FOLDER" in said
 
 
+def test_what_lies_among_our_shards_and_looks_foreign_is_to_be_converted(
+    tmp_path: Path, make_tree: Callable[..., Any], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+):
+    shards.write_shard([make_tree(0)], tmp_path, "ours", {})
+    shards.write_shard([make_tree(1)], tmp_path, "half", {})
+    (tmp_path / "half_metadata.json").unlink()
+    save(tmp_path, "theirs", graded_question())
+    torch.save([torch.ones(2)], tmp_path / "odd.pt")
+    way_out = f"looks like another program's. Type: latent-prm convert {tmp_path} --output_dir FOLDER"
+    assert main(["inspect", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert len(shards.load_trees(tmp_path)) == 1
+    for name, why in (("theirs", f"and {way_out}"), ("odd", f"and {way_out}"), ("half", "so it is unfinished.")):
+        assert f"Not read: {name}.pt: it has no {name}_metadata.json, {why}" in said
+        assert f"{tmp_path / name}.pt: left out: it has no {name}_metadata.json, {why}" in caplog.text
+
+
 def test_a_run_trains_on_such_a_folder(tmp_path: Path, tiny_lm: Path):
     questions = [graded_question(text=f"{k} + 4?") for k in range(4)]
     save(tmp_path / "nested", "a", *questions, metadata={"task": "gsm8k"})

@@ -122,6 +122,7 @@ def test_help_lists_every_parameter_of_the_guide(tmp_path: Path) -> None:
 def test_without_data_the_error_is_the_guides(line: str, empty: bool, tmp_path: Path) -> None:
     if empty:
         (tmp_path / "prm_data").mkdir()
+    (tmp_path / "collect_training_data.sh").touch()
     done = typed(line, tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines()[0] == "✗ ERROR: No .pt files found in prm_data"

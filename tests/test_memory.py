@@ -64,5 +64,14 @@ def test_a_cpu_has_a_fixed_budget() -> None:
     assert memory.budget(torch.device("cpu")) == 2 * 2**30
 
 
+def test_what_torch_keeps_for_the_next_batch_is_a_gpus_free_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each batch would leave less room for the next one: the second here has had 60 of 100 and given them back."""
+    for free, reserved in ((100, 0), (40, 60)):
+        told = {"mem_get_info": (free, 200), "memory_reserved": reserved + 10, "memory_allocated": 10}
+        for name, value in told.items():
+            monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+        assert memory.budget(torch.device("cuda")) == 80
+
+
 def test_bytes_are_spelled() -> None:
     assert [spell(size) for size in (7, 2048, 3.5 * 2**20, 2**31)] == ["7 B", "2.0 KiB", "3.5 MiB", "2.0 GiB"]

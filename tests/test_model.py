@@ -378,6 +378,7 @@ def test_a_forward_pass_never_asks_its_device_for_a_number(
 ):
     # Whatever would wait for a GPU (a shape that depends on numbers, a number read) fails on a device without numbers.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which that device has not either
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     model = build(tiny_backbone_24, pooling, latent_dim=16, second_head=True).to("meta")
     (batch,) = pack([make_tree()], [[3, 4]])
     value, correctness = model(batch.to(torch.device("meta")), by_latent)

@@ -321,15 +321,15 @@ def test_a_gpu_multiplies_faster_or_the_same_way_each_time_and_a_cpu_as_ever() -
 
     ever = now()
     for deterministic in (False, True):
-        optimizers.set_arithmetic(CPU, TrainOptions(deterministic=deterministic))
-        assert now() == ever == ("highest", False)
-    optimizers.set_arithmetic(CUDA, TrainOptions())
-    assert now() == ("high", False)
-    optimizers.set_arithmetic(CUDA, TrainOptions(deterministic=True))
-    assert now() == ("highest", True)
-    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    optimizers.set_arithmetic(CUDA, TrainOptions())
-    assert now() == ("high", False)  # nothing is left of a run before in the same process
+        with optimizers.arithmetic(CPU, TrainOptions(deterministic=deterministic)):
+            assert now() == ever == ("highest", False)
+    with optimizers.arithmetic(CUDA, TrainOptions()):
+        assert now() == ("high", False)
+    with pytest.raises(ValueError, match="no data"), optimizers.arithmetic(CUDA, TrainOptions(deterministic=True)):
+        assert now() == ("highest", True)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        raise ValueError("no data")
+    assert now() == ever  # nothing is left of a run before in the same process
 
 
 # --- learning rate ----------------------------------------------------------------------------------------------------

@@ -28,6 +28,12 @@ def test_a_relative_folder_without_a_model_is_refused_too(tmp_path: Path, monkey
     assert find_folder("gpt2") == "gpt2"
 
 
+@pytest.mark.parametrize("typed", ["builtn", "built-in", "buitlin"])
+def test_a_mistyped_builtin_is_not_looked_for_in_the_hub(typed: str) -> None:
+    with pytest.raises(ValueError, match=f'--model_path is {typed}. Did you mean "builtin"'):
+        find_folder(typed)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_where_there_is_none_is_refused() -> None:
     for device in ("cuda", "cuda:1"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -17,7 +19,7 @@ import pytest
 import torch
 from conftest import random_tree
 
-from latent_prm import charts, evaluator, exhibits, reporter, sheet, steerer
+from latent_prm import charts, contest, evaluator, exhibits, reporter, sheet
 from latent_prm.chronicle import typed
 from latent_prm.evaluation import Evaluation, Scored, Scores, evaluate
 from latent_prm.explorer import explorer_data, pick_trees
@@ -109,14 +111,14 @@ def steered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     costs = {"prompts": 9.0, "latents": 6.0, "answers": 3.0, "scorer": 0.0, "total": 18.0}
     gains = {"gain": half, "at_equal_latents": (4, half), "at_equal_total": (3, half)}
     lines = [
-        steerer.Line(name="noise-free path", scorer="", right=half, costs=costs, paths=0.0),
-        steerer.Line(name="beam", scorer="prm", right=Interval(0.625, 0.5, 0.75), costs=costs, paths=4.0, **gains),
+        contest.Line(name="noise-free path", scorer="", right=half, costs=costs, paths=0.0),
+        contest.Line(name="beam", scorer="prm", right=Interval(0.625, 0.5, 0.75), costs=costs, paths=4.0, **gains),
     ]
     curve = ComputeCurve("unsteered, vote", [6.0, 12.0], [18.0, 30.0], [half, half])
-    stop = steerer.Stop(
+    stop = contest.Stop(
         scorer="prm", by="scores", confidence=0.9, share=half, right=half, gains={"weighted_vote": half, "best": half}
     )
-    report = steerer.Report(num_questions=8, lines=lines, curves=[curve], stops=[stop])
+    report = contest.Report(num_questions=8, lines=lines, curves=[curve], stops=[stop])
     options = {"methods": "beam", "model_path": "builtin", "checkpoint": "builtin", "seed": 42}
     save_json({"options": options, "seconds": 2.0, "reports": {"search": asdict(report)}}, folder / "steering.json")
     return folder
@@ -231,15 +233,37 @@ def test_a_folder_of_shards_says_what_it_holds_and_what_it_cost(data: Path, tmp_
     assert accounts["answers cut off at the longest length"] == "7" and accounts["latents thought"] == "150"
     assert accounts["seconds of growing, over all workers"] == "123" and accounts["paths"] == "308"
     assert "2 shards in" in page.text and "mixed questions" in page.words
+    values, rates = (figure["layout"]["xaxis"] for figure in page.data["charts"][:2])
+    assert values["tickangle"] == -40 and "tickangle" not in rates  # 0.0–0.10.1–0.2 would run together
     leaves = page.data["charts"][0]["data"][0]
     assert leaves["name"] == "leaves" and sum(leaves["y"]) == 308
     assert len(page.data["trees"]["questions"]) == 5
     assert all(question["mixed"] for question in page.data["trees"]["questions"])
     assert "5 of 44 trees" in page.text and "Values are predicted by builtin." in page.words
-    target = reporter.output(reporter.look(data), ReportOptions(path=str(data)))
-    assert target == Path("reports/report.html")  # no stage writes another's folder full
     with pytest.raises(ValueError, match=r"which is a folder\. Type a file"):
         reporter.output(reporter.look(data), ReportOptions(path=str(data), output=str(tmp_path)))
+
+
+def test_a_file_is_named_after_what_it_shows_and_none_replaces_another(
+    data: Path, evaluated: Path, steered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("reports").mkdir()
+    for folder, name in ((evaluated, "evaluation.json"), (steered, "steering.json")):
+        Path("reports", name).write_bytes((folder / name).read_bytes())
+    run_folder(tmp_path / "run", data)
+    paths = [str(data), "reports/steering.json", "reports/evaluation.json", "reports", "run"]
+    targets = [str(reporter.output(reporter.look(Path(path)), ReportOptions(path=path))) for path in paths]
+    names = ["prm_data", "steering", "evaluation", "report"]  # the folder itself shows both
+    assert targets == [*(f"reports/{name}.html" for name in names), "run/report.html"]
+    assert reporter.main(ReportOptions(path="reports/steering.json")) == Path("reports/steering.html")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder in which not even root may write")
+def test_that_the_file_cannot_be_written_is_said_before_the_work(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporter, "gather", lambda *_: pytest.fail("it worked first"))
+    with pytest.raises(OSError, match=r"^/proc cannot be written to \(.+\)\. Type another --output\.$"):
+        reported(data, Path("/proc/report.html"))
 
 
 def test_a_run_shows_its_curves_and_marks_the_best_checkpoint(data: Path, tmp_path: Path) -> None:
@@ -394,6 +418,13 @@ def test_what_the_explorer_says_of_a_tree_is_what_the_prm_says() -> None:
     assert "choice" not in blind and "s" not in blind["paths"][0] and blind["vote"]["value"] in votes
 
 
+def test_to_read_results_nothing_is_loaded_that_makes_them() -> None:
+    code = "import sys, latent_prm.reporter; print(*sorted(name for name in sys.modules if 'latent_prm' in name))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "latent_prm.contest" in loaded
+    assert not {f"latent_prm.{room}" for room in ("steerer", "steering", "scorers", "rules")} & set(loaded)
+
+
 def test_a_line_as_typed_can_be_typed_again() -> None:
     options = {"checkpoint": ["a", "b c"], "rivals": False, "plan": True, "resume": None}
     assert typed("evaluate", options) == "latent-prm evaluate --checkpoint a 'b c' --no-rivals --plan"
@@ -434,6 +465,17 @@ def test_charts_are_drawn_and_the_tabs_change_them(opened: Any) -> None:
     panel.locator(".plot .main-svg").first.wait_for()
     page.keyboard.press("ArrowRight")
     assert page.locator("[role=tab][aria-selected=true]").inner_text() == "search"
+
+
+def test_the_toolbar_stands_above_what_is_drawn_in_the_page_s_colours_and_uploads_nothing(opened: Any) -> None:
+    plot = opened.locator(".plot:has(.main-svg):visible").first
+    bar, drawn = (plot.locator(one).first.bounding_box() for one in (".modebar", ".nsewdrag"))
+    assert bar["y"] + bar["height"] <= drawn["y"] and bar["y"] >= plot.bounding_box()["y"]
+    colour = "one => getComputedStyle(one).backgroundColor"
+    group = plot.locator(".modebar-group").first
+    assert group.evaluate(colour) == opened.locator(".chart").first.evaluate(colour) == "rgb(255, 255, 255)"
+    titles = plot.locator(".modebar-btn").evaluate_all("all => all.map(one => one.dataset.title)")
+    assert "Zoom in" in titles and not any("hare" in title for title in titles)
 
 
 def test_a_question_that_means_harm_is_only_text(opened: Any) -> None:

@@ -96,6 +96,32 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+def test_a_run_that_never_began_leaves_no_folder(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for name, kept in (("run", False), ("mine", True)):
+        with pytest.raises(ValueError, match="--val_size is 8, but there are 8 questions"):
+            train(name, val_size=8)
+        assert (tmp_path / name).exists() is kept
+
+
+def test_the_end_of_a_run_says_how_test_questions_are_grown_where_there_are_none(
+    train: Train, trees: list[ReasoningTree], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data, best = tmp_path / "data", tmp_path / "run" / "best"
+    shutil.rmtree(data)
+    shards.write_shard(trees, data, "trees", {"task": "gsm8k", "model": "me/it"})
+    train("run", log_level="INFO", num_epochs=1)
+    said = (tmp_path / "run" / "training.log").read_text("utf-8")
+    collect = "latent-prm collect --model_path me/it --task gsm8k --split test --output_dir prm_data_test"
+    score = f"latent-prm evaluate --checkpoint {best} --data_dir prm_data_test"
+    assert f"Next: {collect}\n" in said and f"Then: {score}\n" in said
+    shards.write_shard(trees, tmp_path / "prm_data_test", "trees", {})
+    assert trainer.next_commands(str(data), best) == [score]
+    (tmp_path / "evaluate_latent_prm.sh").touch()
+    assert trainer.next_commands(str(data), best) == [f"CHECKPOINT={best} bash evaluate_latent_prm.sh"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_run_that_was_killed_is_the_one_that_never_stopped(
     kind: str, train: Train, monkeypatch: pytest.MonkeyPatch
@@ -165,11 +191,10 @@ def test_a_small_gradient_is_left_as_it_is_and_a_large_one_scaled(
     found: list[tuple[float, float]] = []
     clip = trainer.clip
 
-    def look(run: Run) -> torch.Tensor:
-        norm = clip(run)
+    def look(run: Run, length: torch.Tensor, norm: float) -> None:
+        clip(run, length, norm)
         left = torch.stack([p.grad.norm() for p in run.model.parameters() if p.grad is not None]).norm()
-        found.append((float(norm), float(left)))
-        return norm
+        found.append((norm, float(left)))
 
     monkeypatch.setattr(trainer, "clip", look)
     train("loose", max_grad_norm=1e6, num_epochs=1)
@@ -290,6 +315,7 @@ def test_what_fails_in_the_background_ends_the_run_and_is_said(train: Train, mon
     [
         ({"val_size": 2.5}, "--val_size is 2.5: type a share below 1, or a whole number"),
         ({"early_stopping_patience": 2, "val_size": 0}, "--early_stopping_patience needs validation"),
+        ({"val_steps": 2, "val_size": 0}, "--val_steps needs validation"),
         ({"tuning": "lora", "train_embeddings": True}, "--train_embeddings trains a part of the backbone"),
         ({"report_to": "nothing"}, "'nothing' is none of tensorboard, wandb, trackio"),
     ],

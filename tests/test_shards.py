@@ -476,13 +476,20 @@ def test_an_empty_or_missing_folder_is_said_exactly(
     for _ in range(2):  # missing, then empty
         with pytest.raises(shards.NoData) as caught:
             shards.load_trees("prm_data")
-        said = 'No .pt files found in prm_data\nRun "bash collect_training_data.sh" first, or pass --data_dir.'
+        said = 'No .pt files found in prm_data\nRun "latent-prm collect" first, or pass --data_dir.'
         assert str(caught.value) == said
         assert shards.finished_questions("prm_data") == set()
         assert shards.list_shards("prm_data") == []
         assert main(["inspect", "prm_data"]) == 1
         assert capsys.readouterr().err.splitlines()[0] == "✗ ERROR: No .pt files found in prm_data"
         Path("prm_data").mkdir(exist_ok=True)
+
+
+def test_a_shard_in_place_of_its_folder_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = write(tmp_path, "one", [make_tree("a", "8")])
+    for typed in (["inspect", str(path)], ["train", "--data_dir", str(path)]):
+        assert main(typed) == 1
+        assert capsys.readouterr().err.endswith(f"✗ ERROR: {path} is a file. Type its folder: {tmp_path}\n")
 
 
 def test_inspect_prints_a_row_per_shard_a_total_and_what_is_unfinished(
@@ -498,7 +505,7 @@ def test_inspect_prints_a_row_per_shard_a_total_and_what_is_unfinished(
     assert rows["one"][1:] == ["1", "4", "4", "4", "1.00", "0.00", "0.67", "1.00", "1.00", "█", "█"]
     assert rows["two"][1:] == ["3", "6", "6", "4", "0.00", "0.00", "0.00", "0.00", "0.00", "█"]
     assert rows["total:"][2:] == ["4", "10", "10", "4", "0.25", "0.00", "0.17", "0.25", "0.25", "█", "▂"]
-    assert "Unfinished, not read: half.pt" in out
+    assert "Not read: half.pt: it has no half_metadata.json, so it is unfinished." in out
 
 
 def test_inspect_shows_trees_after_the_table_mixed_ones_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

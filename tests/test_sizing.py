@@ -117,7 +117,7 @@ def test_autocast_copies_the_matrices_of_float32_weights_only(qwen: Shape) -> No
 def test_checkpointing_keeps_one_hidden_state_per_layer_and_computes_one_layer_again(qwen: Shape) -> None:
     plain = need(qwen, TrainOptions(), torch.bfloat16, SMALL_STEP)
     again = need(qwen, TrainOptions(gradient_checkpointing=True), torch.bfloat16, SMALL_STEP)
-    outside = 220 * 24 * 1024
+    outside = 220 * (24 * 1024 + 220 * 3)  # a mask in bytes and in half precision
     assert again.activations == outside + 28 * 220 * 4 * 1024
     layer, copies, on_the_way_back = (plain.activations - outside) // 28, plain.copies // 28, 220 * 2 * 2 * 3072
     assert again.work == layer + copies + on_the_way_back
@@ -249,7 +249,8 @@ def test_autograd_keeps_to_the_byte_what_a_layer_more_is_said_to_keep(family: st
     if tuned == "lora":
         pytest.importorskip("peft", reason="LoRA is done by PEFT")
     small = arithmetic == "bfloat16"
-    options = TrainOptions(tuning=tuned, lora_rank=4, optimizer="adamw_bf16_sr" if small else "adamw")
+    rank = 4 if tuned == "lora" else TrainOptions.lora_rank
+    options = TrainOptions(tuning=tuned, lora_rank=rank, optimizer="adamw_bf16_sr" if small else "adamw")
     precision = torch.float32 if arithmetic == "float32" else torch.bfloat16
     kept, said = [], []
     for layers in (2, 3):
@@ -284,7 +285,8 @@ def saved_bytes(
 
     dtype = next(p.dtype for p in backbone.parameters())
     embedded = torch.randn(rows, columns, 48, dtype=dtype, requires_grad=wants_gradient)
-    mask = torch.ones(columns, columns, dtype=torch.bool).tril().repeat(rows, 1, 1, 1)
+    sees = torch.ones(columns, columns, dtype=torch.bool).tril().repeat(rows, 1, 1, 1)
+    mask = torch.zeros(sees.shape, dtype=precision).masked_fill_(~sees, -torch.inf)
     positions = torch.arange(columns).repeat(rows, 1)
     half = precision is torch.bfloat16
     with (

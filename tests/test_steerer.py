@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from latent_prm.metrics import Pool
+from latent_prm.contest import ALL, Report, Unsteered, print_reports
+from latent_prm.metrics import Interval, Pool
 from latent_prm.options import SteerOptions
-from latent_prm.steerer import ALL, Report, Unsteered, main, print_reports
+from latent_prm.reporter import look
+from latent_prm.steerer import main
 
 METHODS = "topk,beam,anytime,balanced"
 
@@ -23,20 +28,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reports(folder: Path) -> dict[str, Report]:
-    return main(
-        SteerOptions(
-            max_samples=6,
-            methods=METHODS,
-            scorer="prm,oracle",
-            split="validation",
-            output_dir=str(folder),
-            pool_paths=32,
-            num_bootstrap=50,
-            latent_steps=4,
-            batch_size=2,
+def told() -> io.StringIO:
+    """What the stage prints."""
+    return io.StringIO()
+
+
+@pytest.fixture(scope="module")
+def reports(folder: Path, told: io.StringIO) -> dict[str, Report]:
+    with redirect_stdout(told):
+        return main(
+            SteerOptions(
+                max_samples=6,
+                methods=METHODS,
+                scorer="prm,oracle",
+                split="validation",
+                output_dir=str(folder),
+                pool_paths=32,
+                num_bootstrap=50,
+                latent_steps=4,
+                batch_size=2,
+            )
         )
-    )
 
 
 def test_there_is_a_report_per_task_and_one_of_all(reports: dict[str, Report]) -> None:
@@ -108,6 +120,30 @@ def test_the_tables_name_every_method(reports: dict[str, Report]) -> None:
         assert text in told.getvalue()
 
 
+def test_what_is_gained_stands_last_and_no_row_of_stopping_is_broken(reports: dict[str, Report]) -> None:
+    wide = Interval(-0.125, -0.375, 0.125)
+    stops = [replace(stop, scorer="heuristic", gains=dict.fromkeys(stop.gains, wide)) for stop in reports[ALL].stops]
+    told = io.StringIO()
+    print_reports({ALL: replace(reports[ALL], stops=stops)}, Console(file=told, width=80))
+    before, _, gains = told.getvalue().partition("Points more than unsteered paths")
+    rows = [line for line in before.splitlines() if line.count("-12.5 [-37.5, +12.5]") == 2]
+    assert len(rows) == len(stops) and all(len(row.rstrip()) <= 80 and " · heuristic" in row for row in rows)
+    assert "beam · prm" in gains
+
+
+def test_what_to_type_next_can_be_typed(reports: dict[str, Report], folder: Path, told: io.StringIO) -> None:
+    *_, following = told.getvalue().splitlines()
+    assert following == f"Next: latent-prm report {folder / 'steering.json'}"
+    assert look(Path(following.rpartition(" ")[2])).words == "steering"
+
+
+def test_the_device_is_said_once_and_agreement_chooses_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    few: dict[str, Any] = {"max_samples": 2, "num_paths": 4, "latent_steps": 2, "pool_paths": 4, "num_bootstrap": 10}
+    found = main(SteerOptions(methods="anytime", select="agreement", output_dir=str(tmp_path), **few))
+    assert [record.getMessage() for record in caplog.records].count("device: cpu (--device auto)") == 1
+    assert "unsteered, agreement" in [line.name for line in found[ALL].lines]
+
+
 def test_the_cost_of_fewer_paths_lies_between_one_and_all() -> None:
     pool = Pool([["1"] * 4], [np.ones(4, dtype=bool)], [np.full(4, 0.5)])
     first, whole = np.array([[10.0, 3.0, 1.0, 8.0]]), np.array([[10.0, 12.0, 4.0, 20.0]])
@@ -125,6 +161,11 @@ def test_the_cost_of_fewer_paths_lies_between_one_and_all() -> None:
         ({"scorer": "judge"}, "--scorer names 'judge', which is none of prm, heuristic, random, oracle"),
         ({"after": "two"}, "--after is 'two'. Type whole numbers"),
         ({"confidence": 1.0}, "--confidence is 1.0"),
+        (
+            {"confidence": 0.6, "methods": "topk"},
+            r"--confidence is 0.6, but only anytime reads it.*--methods topk,anytime",
+        ),
+        ({"after": "2", "methods": "anytime"}, "--after is 2, but --methods anytime does not read it"),
         ({"after": "9", "latent_steps": 4, "max_samples": 2}, "Nothing can be steered after 9 latents"),
     ],
 )

@@ -474,6 +474,32 @@ def test_a_damaged_copy_of_a_part_of_a_pool_goes_as_a_whole(data: Path, tmp_path
     assert not part.exists() and are_untouched(part.parent / "damaged" / part.name)
 
 
+@pytest.mark.parametrize("place", ["run", "run/best"])
+def test_shards_that_lie_in_a_run_or_a_checkpoint_are_verified_and_set_aside_too(
+    place: str, run: Path, grown: Path, tmp_path: Path, tiny_lm: Path, verify: Verify
+) -> None:
+    folder = tmp_path / place
+    for path in grown.glob("arithmetic_*"):
+        shutil.copyfile(path, folder / path.name)
+    code, said = verify(run)
+    assert code == 0 and len(re.findall(r"\.pt +shard +sound", said)) == 3
+    before = weights(run)
+    flip(folder / f"{FIRST}.pt")
+    (folder / f"{SECOND}_metadata.json").unlink()
+    code, said = verify(run)
+    assert code == 1 and f"{FIRST}.pt: damaged or replaced" in said and f"{SECOND}.pt: it has no" in said
+    code, said = verify(folder, "--repair")
+    assert code == verify(run)[0] == 0 and weights(run) == before, said
+    assert f"move these, with their metadata, into {folder}-shards" in said
+    assert not list(folder.glob(f"{FIRST}*")) and (folder / f"{THIRD}.pt").exists()
+    for path in folder.glob(f"{THIRD}*"):
+        (tmp_path / f"{place}-shards").mkdir(exist_ok=True)
+        path.rename(tmp_path / f"{place}-shards" / path.name)
+    assert main(next_command(said)) == 0
+    assert sums(tmp_path / f"{place}-shards").keys() <= sums(grown).keys()
+    assert len(shards.finished_questions(tmp_path / f"{place}-shards")) >= 5
+
+
 # --- what is not ours -------------------------------------------------------------------------------------------------
 
 

@@ -29,12 +29,13 @@
     const rows = Math.ceil(named / Math.max(1, Math.floor((width - 60) / 165))); // of the legend, about
     const ink = style.getPropertyValue("--ink").trim(), grid = style.getPropertyValue("--edge").trim();
     const font = { family: "system-ui, sans-serif", size: 12.5, color: ink };
-    const card = style.getPropertyValue("--card").trim();
+    const card = style.getPropertyValue("--card").trim(), muted = style.getPropertyValue("--muted").trim();
     const axis = (own) => ({ gridcolor: grid, linecolor: grid, zeroline: false, ticks: "", automargin: true,
       ...own, title: { standoff: 10, font: { size: 12.5 }, ...(own && own.title) } });
-    const all = { font, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", height: 310 + 22 * rows,
-      margin: { l: 56, r: 14, t: 10, b: 48 + 22 * rows }, hovermode: "x", dragmode: false,
+    const all = { font, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", height: 340 + 22 * rows,
+      margin: { l: 56, r: 14, t: 40, b: 48 + 22 * rows }, hovermode: "x", dragmode: false,
       hoverlabel: { bgcolor: card, bordercolor: grid, font },
+      modebar: { bgcolor: card, color: muted, activecolor: ink }, // in the margin above; by itself it would be half black
       legend: { orientation: "h", x: 0, xref: "container", xanchor: "left", y: 0, yref: "container", yanchor: "bottom", font: { size: 12 } },
       ...layout, xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis) };
     return { data, layout: all };
@@ -45,6 +46,7 @@
     const { data, layout } = figure(Number(element.dataset.chart), element.clientWidth);
     drawn.add(element);
     return Plotly.react(element, data, layout, { responsive: true, displaylogo: false, displayModeBar: "hover",
+      showSendToCloud: false, plotlyServerURL: "", // plotly 7 offers to upload a chart unless told otherwise
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
   }
 
