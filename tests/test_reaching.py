@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -97,6 +98,12 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
+def test_what_the_hubs_library_says_is_printed_once(caplog: pytest.LogCaptureFixture) -> None:
+    assert patiently(lambda: 1, "me/it") == 1
+    logging.getLogger("huggingface_hub.utils").warning("Retrying in 1s")  # printed by its own handler
+    assert "Retrying" not in caplog.text
 
 
 CONTENT = bytes(range(256)) * 400

@@ -463,6 +463,10 @@ def test_skip_bad_files_names_and_counts(tmp_path: Path, caplog: pytest.LogCaptu
     assert shards.finished_questions(tmp_path, skip_bad_files=True) == {"a", "b"}
     assert len(left_out) == 1 and left_out[0].startswith(f"{bad}: damaged")
     assert f"Left out (--skip_bad_files): {bad}: damaged" in caplog.text
+    with pytest.raises(BadFile, match=f"Type: latent-prm verify {tmp_path} --repair, or pass --skip_bad_files"):
+        shards.load_trees(tmp_path)
+    with pytest.raises(BadFile, match=f"Type: latent-prm verify {tmp_path} --repair$"):
+        inspector.main(InspectOptions(path=str(tmp_path)))
     assert "Left out 1 of 2 shards" in caplog.text
     good.write_bytes(flip(good.read_bytes()))
     with pytest.raises(shards.NoData, match=r"No intact and finished \.pt files found .*bad\.pt, good\.pt"):

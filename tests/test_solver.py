@@ -169,3 +169,16 @@ def test_who_watches_sees_every_step_but_the_last_and_what_it_raises_ends_the_gr
 
 def test_a_question_that_is_not_of_its_task_is_refused_before_it_is_thought_about(solve):
     assert "not a search question" in solve("--task", "search", code=1)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("--task", "serach"), "--task is serach, but one question is of one kind"),
+        (("--steer", "anytim"), "There is no steering 'anytim'"),
+        (("--checkpoint", "nothere"), "nothere does not exist"),
+    ],
+)
+def test_what_is_mistyped_is_told_before_the_reasoner_is_loaded(solve, monkeypatch: pytest.MonkeyPatch, typed, said):
+    monkeypatch.setattr("latent_prm.solver.Reasoner.from_pretrained", lambda **_: pytest.fail("it was loaded"))
+    assert said in solve(*typed, code=1)
