@@ -80,7 +80,7 @@ def prepare(
         [item.context for item in items],
         wanted=wanted,
         max_seq_length=options.max_seq_length,
-        pack_tokens=options.pack_tokens,
+        pack_tokens=options.at_once,
         tails=objective.tails,
         siblings=options.sees == "tree",
         shared=shared,

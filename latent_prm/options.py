@@ -336,8 +336,9 @@ class TrainOptions:
     """The same bits again on the same GPU, more slowly. On a CPU it is always so."""
     seed: int = 42
     """Fixes the split, the order, the dropout and every weight."""
-    pack_tokens: int = 4096
-    """Question tokens and latents computed at once; lower it when memory is short. Never changes the result."""
+    pack_tokens: int | None = None
+    """Question tokens and latents computed at once: less when memory is short, with the same result. Left out: 1,024
+    for each of batch_size."""
     skip_bad_files: bool = False
     """Carry on when a shard is damaged, naming it and leaving it out."""
     plan: bool = False
@@ -374,6 +375,11 @@ class TrainOptions:
             raise ValueError(f"--lora_rank is {self.lora_rank}, but only --tuning lora reads it: type that too.")
         self.loss_terms()
         self.read_parts()
+
+    @property
+    def at_once(self) -> int:
+        """``pack_tokens``, or what it is where it was left out."""
+        return 1024 * self.batch_size if self.pack_tokens is None else self.pack_tokens
 
     def read_parts(self) -> tuple[str, ...]:
         """What ``reads`` names, in the order of ``READABLE``. Raises ValueError when it names something else."""

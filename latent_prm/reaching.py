@@ -34,6 +34,7 @@ def patiently(ask: Callable[[], _T], what: str) -> _T:
     Each time is said in the log. Raises what ``ask`` does: at once, where it is of no use to repeat it.
     """
     _limit()
+    logging.getLogger("huggingface_hub").propagate = False  # it prints by itself: each line would come twice
     for wait in WAITS:
         try:
             return ask()
@@ -72,10 +73,8 @@ def _limit() -> None:
     """From here on no question to the hub waits forever, nor longer than its user has set."""
     try:
         from huggingface_hub import constants, get_session, set_client_factory
-        from huggingface_hub.utils.logging import disable_propagation
     except ImportError:  # what is asked for needs it, and says so
         return
-    disable_propagation()  # it prints by itself, so each line would come twice
     if "HF_HUB_DOWNLOAD_TIMEOUT" not in os.environ:
         constants.HF_HUB_DOWNLOAD_TIMEOUT = SILENCE
     session: Any = get_session()

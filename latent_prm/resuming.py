@@ -155,7 +155,8 @@ def origin(options: TrainOptions, lessons: Iterable[Lesson], machine: Mapping[st
             latents = path.latents.contiguous()
             digest.update(repr((path.parent, path.noise_free, latents.dtype, tuple(latents.shape))).encode())
             digest.update(latents.view(torch.uint8).numpy().data)
-    return {"options": asdict(options), "data": digest.hexdigest(), "machine": dict(machine)}
+    asked = asdict(options) | {"pack_tokens": options.at_once}
+    return {"options": asked, "data": digest.hexdigest(), "machine": dict(machine)}
 
 
 def holds(checkpoint: Path, step: int) -> bool:

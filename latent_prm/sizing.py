@@ -174,11 +174,12 @@ def need(shape: Shape, options: TrainOptions, precision: torch.dtype, load: Load
     full, learn = options.tuning == "full", trained(shape, options)
     weight = 2 if options.optimizer == "adamw_bf16_sr" else 4
     compute = min(weight, precision.itemsize)
-    columns, packs = load.packed(options.pack_tokens)
+    columns, packs = load.packed(options.at_once)
     # Who sees whom, as yes or no and as numbers, which all layers share.
     seen = min(columns, load.widest) * (1 + compute * (shape.heads if options.sees == "tree" else 1))
-    head = replace(options, tuning="head", lora_rank=TrainOptions.lora_rank)
-    beside = sum(learn) - sum(trained(shape, head)) if options.tuning == "lora" else 0
+    beside = 0
+    if options.tuning == "lora":
+        beside = sum(learn) - sum(trained(shape, replace(options, tuning="head", lora_rank=TrainOptions.lora_rank)))
     multiplied = compute * (sum(rows * wide for rows, wide in shape.matrices) + beside) * (compute < weight)
     # Autocast keeps copies of weights that learn until it ends; others are copied, and the copies dropped, at each use.
     cached = multiplied if full else compute * beside * (compute < weight)
@@ -200,7 +201,7 @@ def need(shape: Shape, options: TrainOptions, precision: torch.dtype, load: Load
         copies=copies,
         activations=activations,
         work=work,
-        validation=cached + max(options.pack_tokens, load.widest) * passing if options.val_size else 0,
+        validation=cached + max(options.at_once, load.widest) * passing if options.val_size else 0,
         packs=packs,
     )
 
@@ -288,7 +289,7 @@ PACKS = (8192, 4096, 2048, 1024, 512)
 
 def remedies(options: TrainOptions) -> Iterator[TrainOptions]:
     """The options with other knobs, the fullest first: packs change nothing, checkpointing only the time."""
-    packs = [options.pack_tokens, *(size for size in PACKS if size < options.pack_tokens)]
+    packs = [options.pack_tokens, *(size for size in PACKS if size < options.at_once)]
     for tuning, optimizer in REMEDIES:
         embeddings, parallel = options.train_embeddings and tuning == "full", options.parallel
         others = {"train_embeddings": embeddings, "parallel": parallel if optimizer == "adamw" else "ddp"}
@@ -466,7 +467,7 @@ def _introduction(machine: Machine, options: TrainOptions) -> str:
 
 
 def _table(machine: Machine, options: TrainOptions) -> Table:
-    found, typed_tokens = machine.need(options), options.pack_tokens
+    found, at_once = machine.need(options), options.at_once
     rows = {
         "weights that are trained": found.weights,
         "weights that are not": found.frozen,
@@ -478,12 +479,12 @@ def _table(machine: Machine, options: TrainOptions) -> Table:
     together = f" x {options.gradient_accumulation_steps}" * (options.gradient_accumulation_steps > 1)
     for size in sorted({2, 4, 8, 16, options.batch_size}):
         other = replace(options, batch_size=size)
-        columns, packs = machine.data.load(other).packed(typed_tokens)
+        columns, packs = machine.data.load(other).packed(other.at_once)
         name = f"activations, --batch_size {size}{together}: {f'{packs} packs of ' * (packs > 1)}{columns:,} columns"
         rows[name] = machine.need(other).activations + machine.need(other).work
-    most = max(typed_tokens, machine.data.widest)
+    most = max(at_once, machine.data.widest)
     full = need(machine.shape, options, machine.precision, Load(most, machine.data.widest))
-    rows[f"activations, a full pack (--pack_tokens {typed_tokens}): {most:,} columns"] = full.activations + full.work
+    rows[f"activations, a full pack (--pack_tokens {at_once}): {most:,} columns"] = full.activations + full.work
     rows |= {"validation, a full pack": found.validation} if found.validation else {}
     rows |= {"a checkpoint on its way to the disk": found.held} if machine.device.type == "cpu" else {}
     own = CUDA_ITSELF if machine.device.type == "cuda" else held()

@@ -260,7 +260,7 @@ def validate(run: Run) -> dict[str, float]:
     """
     items, options, found = run.validation, run.options, []
     own = set(run.ranks.share([item.num_tokens for item in items]))
-    size = {"max_seq_length": options.max_seq_length, "pack_tokens": options.pack_tokens}
+    size = {"max_seq_length": options.max_seq_length, "pack_tokens": options.at_once}
     wanted = [list(item.targets) if i in own else [] for i, item in enumerate(items)]
     read = [Read(item.tree, item.context, item.tails) for item in items]
     idle = next(run.model.packs(read[:1], wanted=[list(items[0].targets)[:1]], **size))
@@ -336,7 +336,8 @@ def next_commands(data_dir: str, best: Path) -> list[str]:
 def out_of_memory(o: TrainOptions) -> str:
     """What to type: packs first, for they change nothing."""
     return (
-        f"Out of memory. Lower --pack_tokens (now {o.pack_tokens}), which never changes the result, or add "
+        f"Out of memory. Lower --pack_tokens (now {o.at_once}), which never changes the result, or --batch_size (now "
+        f"{o.batch_size}) with as much more --gradient_accumulation_steps, which lowers it too; or add "
         "--gradient_checkpointing. If that is not enough: type --optimizer adamw8bit, or a lower --max_seq_length "
         f"(now {o.max_seq_length}). --plan says what fits."
     )

@@ -114,6 +114,16 @@ def test_autocast_copies_the_matrices_of_float32_weights_only(qwen: Shape) -> No
     assert need(qwen, TrainOptions(optimizer="adamw_bf16_sr"), torch.bfloat16, SMALL_STEP).copies == 0
 
 
+def test_a_smaller_batch_with_as_much_more_accumulation_is_the_same_step_in_less_memory(qwen: Shape) -> None:
+    """The guide's first remedy."""
+    large = SMALL_STEP._replace(columns=16 * SMALL_STEP.columns)
+    four, two = (TrainOptions(batch_size=b, gradient_accumulation_steps=a) for b, a in ((4, 4), (2, 8)))
+    most, less = (need(qwen, options, torch.bfloat16, large) for options in (four, two))
+    assert (most.packs, less.packs) == (1, 2)
+    assert less.activations < 0.6 * most.activations
+    assert need(qwen, replace(two, pack_tokens=4096), torch.bfloat16, large) == most
+
+
 def test_checkpointing_keeps_one_hidden_state_per_layer_and_computes_one_layer_again(qwen: Shape) -> None:
     plain = need(qwen, TrainOptions(), torch.bfloat16, SMALL_STEP)
     again = need(qwen, TrainOptions(gradient_checkpointing=True), torch.bfloat16, SMALL_STEP)
