@@ -242,7 +242,7 @@ OPTIONS = {
         val_steps=None early_stopping_patience=None save_steps=100 save_total_limit=None
         save_optimizer=True resume=None logging_steps=10 report_to='auto' log_level='INFO' device='auto'
         mixed_precision=True gradient_checkpointing=False compile='auto' parallel='ddp'
-        deterministic=False seed=42 pack_tokens=4096 skip_bad_files=False plan=False""",
+        deterministic=False seed=42 pack_tokens=None skip_bad_files=False plan=False""",
     "evaluate": """
         checkpoint data_dir calibrate_on=None rivals_on=None rivals=True output_dir=None
         num_bootstrap=2000 context=None seed=42 device='auto' pack_tokens=16384 skip_bad_files=False""",
