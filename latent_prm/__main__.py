@@ -7,7 +7,6 @@ Exit codes: 0 done · 1 the stage said why not · 2 mistyped · 130 Ctrl-C.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -85,8 +84,8 @@ def _run(name: str, args: Sequence[str]) -> int:
             traceback.print_exc()
         _complain(_sentence(error))
         return FAILED
-    except (RuntimeError, MemoryError) as error:  # torch's own is a RuntimeError
-        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+    except (RuntimeError, MemoryError) as error:
+        if not import_module("latent_prm.memory").is_full(error):
             raise
         _complain(_out_of_memory(name, error))
         return FAILED

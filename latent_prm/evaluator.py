@@ -70,6 +70,7 @@ def measure(options: EvaluateOptions) -> tuple[Evaluation, list[str]]:
     apart = others("calibrate_on", trees, options, folders)
     reasoner = thinker(options.data_dir) if options.rivals else None
     checked_apart = apart if reasoner is not None and apart and grown_by(reasoner, options.calibrate_on) else []
+    here, of = (kinship.growers(place) if place else () for place in (options.data_dir, options.calibrate_on))
     said, said_apart, fitted = [], [], []
     for checkpoint, folder in zip(options.checkpoint, folders, strict=True):
         model = QwenLatentPRM.from_pretrained(folder, device=device)
@@ -78,11 +79,11 @@ def measure(options: EvaluateOptions) -> tuple[Evaluation, list[str]]:
         said.append(listen(model, trees, options))
         said_apart.append(after_each_latent(model, checked_apart, options))
         calibration = None
-        if options.calibrate_on and apart:
-            pool, of = pool_of(apart, *_opinions(model, apart, options)), kinship.growers(options.calibrate_on)
+        if apart:
+            pool = pool_of(apart, *_opinions(model, apart, options))
             calibration = replace(confidence.fit(pool, options.seed, options.num_bootstrap), reasoners=of)
             fitted.append(calibration)
-        kinship.believed(checkpoint, model, calibration, kinship.growers(options.data_dir))
+        kinship.believed(checkpoint, model, calibration, here)
     chance = {"num_bootstrap": options.num_bootstrap, "seed": options.seed}
     scored, skipped = together(said, *rivals(trees, options, reasoner)), {"seen in training": seen}
     evaluation = evaluate(trees, scored, confidences=fitted or None, skipped=skipped, **chance)

@@ -5,6 +5,7 @@ This room hides the arithmetic. `benchmarks/collect.py` compares it with the pea
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,6 +88,11 @@ def budget(device: torch.device) -> int:
         return CPU_BUDGET
     idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, kept for the next
     return int(CUDA_SHARE * (torch.cuda.mem_get_info(device)[0] + idle))
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error says that the memory is: torch's own is a RuntimeError, on a GPU and on a CPU."""
+    return isinstance(error, MemoryError) or bool(re.search("out of memory|allocate memory", str(error)))
 
 
 def _moment(config: Any, itemsize: int, rows: int, tokens: int, read: int) -> Footprint:

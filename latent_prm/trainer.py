@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import signal
 import time
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from latent_prm import files, kinship, optimizers, plots, preflight, resuming, s
 from latent_prm.feeding import Work, ahead
 from latent_prm.foreign import UNKNOWN
 from latent_prm.lessons import Lesson, epoch_steps
+from latent_prm.memory import is_full
 from latent_prm.options import TrainOptions
 from latent_prm.pretrained import pick_device
 from latent_prm.ranks import Ranks
@@ -76,7 +76,7 @@ def main(options: TrainOptions) -> Path:
                 for epoch in range(max(1, run.state.epoch), options.num_epochs + 1):
                     train_epoch(run, epoch, stop)
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+            if not is_full(error):
                 raise
             raise ValueError(out_of_memory(options)) from error
         report(run)
