@@ -115,8 +115,7 @@ def train_epoch(run: Run, epoch: int, stop: Sequence[signal.Signals]) -> None:
             save(run, names)
             if came:
                 obey(came[0], run, names[0])
-            if state.finished:
-                bar.update()  # which leaving the loop would not count
+            if state.finished and state.epoch_steps < len(steps):  # leaving after the last would leave the bar short
                 break
     log.info(f"[Trainer] Epoch {epoch}: {whole.say(whole.figures())}")
 

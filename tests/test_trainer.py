@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -459,6 +460,14 @@ def test_a_loss_that_is_not_a_number_stops_before_the_step_and_names_the_questio
     for file in tmp_path.glob("run/*/pytorch_model.bin"):
         assert all(value.isfinite().all() for value in weights(file.parent).values())
     assert not (tmp_path / "run" / "best").exists()
+
+
+def test_the_bar_of_the_last_epoch_fills_too(
+    train: Train, trees: list[ReasoningTree], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(trees, num_epochs=1, val_size=0)
+    shown = re.findall(r"(\d+)/(\d+) \[", capsys.readouterr().err)
+    assert shown[-1][0] == shown[-1][1] != "0"
 
 
 def test_out_of_memory_says_which_options_to_lower(
