@@ -13,6 +13,12 @@ SEED=42
 
 eval "$given" # what was typed in front wins over the lines above
 
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+python=python3
+if [[ -x $root/.venv/bin/python ]]; then python=$root/.venv/bin/python; fi
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+
+if [[ " $* " == *" --help "* ]]; then exec "$python" -m latent_prm evaluate --help; fi
 if ! compgen -G "$DATA_DIR/*.pt" >/dev/null; then
     echo "✗ ERROR: No .pt files found in $DATA_DIR" >&2
     echo "Run \"SPLIT=test OUTPUT_DIR=$DATA_DIR bash collect_training_data.sh\" first, or set DATA_DIR." >&2
@@ -27,11 +33,6 @@ if [[ -z $CHECKPOINT ]]; then
         exit 1
     fi
 fi
-
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-python=python3
-if [[ -x $root/.venv/bin/python ]]; then python=$root/.venv/bin/python; fi
-export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
 if [[ -z $OUTPUT_DIR ]]; then
     if [[ $CHECKPOINT == builtin ]]; then OUTPUT_DIR="reports"; else OUTPUT_DIR=$CHECKPOINT/evaluation; fi

@@ -46,27 +46,28 @@ GRADIENT_CHECKPOINTING=false       # true: less memory, a third more time
 
 eval "$given" # what was typed in front wins over the lines above
 
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+python=python3
+if [[ -x $root/.venv/bin/python ]]; then python=$root/.venv/bin/python; fi
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+
+if [[ " $* " == *" --help "* ]]; then exec "$python" -m methods.latent_prm.trainer --help; fi
 if ! compgen -G "$DATA_DIR/*.pt" >/dev/null; then
     echo "✗ ERROR: No .pt files found in $DATA_DIR" >&2
     echo "Run \"bash collect_training_data.sh\" first, or set DATA_DIR." >&2
     exit 1
 fi
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-python=python3
-if [[ -x $root/.venv/bin/python ]]; then python=$root/.venv/bin/python; fi
-export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-
-flag() { # name true|false → --name or --no-name
-    case $2 in
-    true) echo "--$1" ;;
-    false) echo "--no-$1" ;;
-    *) echo "✗ ERROR: $1 is \"$2\": type true or false." >&2 && return 2 ;;
+flag() { # the name of a variable that is true or false → --name or --no-name
+    case ${!1} in
+    true) tr A-Z a-z <<<"--$1" ;;
+    false) tr A-Z a-z <<<"--no-$1" ;;
+    *) echo "✗ ERROR: $1 is \"${!1}\": type true or false." >&2 && return 2 ;;
     esac
 }
-use_prm_score=$(flag use_prm_score "$USE_PRM_SCORE")
-mixed_precision=$(flag mixed_precision "$MIXED_PRECISION")
-gradient_checkpointing=$(flag gradient_checkpointing "$GRADIENT_CHECKPOINTING")
+use_prm_score=$(flag USE_PRM_SCORE)
+mixed_precision=$(flag MIXED_PRECISION)
+gradient_checkpointing=$(flag GRADIENT_CHECKPOINTING)
 
 if [[ -z $MODEL_PATH ]]; then
     MODEL_PATH="builtin"

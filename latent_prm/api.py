@@ -82,6 +82,7 @@ class Service:
             name: [question.text for question in islice(load_task(name).stream("test", options.seed), EXAMPLES)]
             for name in ("arithmetic", "search")
         }
+        self._num_paths = None if reasoner is None else reasoner.growth(**options.growth()).num_paths
         self._solvers = 0
         self._last_took = 1.0
         self._closing = False
@@ -99,7 +100,8 @@ class Service:
             lifespan=self._lifespan,
         )
         for path in SHELL:
-            app.add_api_route(path, self.shell, methods=["GET"], include_in_schema=False)
+            app.add_api_route(path, self.shell, methods=["GET", "HEAD"], include_in_schema=False)
+        app.add_api_route("/health", self.health, methods=["HEAD"], include_in_schema=False)
         self._add(app, "GET", "/health", self.health, "Whether it works. Open to all.")
         self._add(app, "GET", "/metrics", self.metrics, "Counts and times, as Prometheus reads them.")
         self._add(app, "GET", "/v1/about", self.about, "What is served, and questions to try.")
@@ -171,8 +173,11 @@ class Service:
                 "checkpoint": options.checkpoint,
                 "model_path": options.model_path if self.reasoner else None,
                 "latent_dim": self.model.thought_dim,
+                "reads": list(self.model.reads),
                 "calibrated": self.confidence is not None,
                 "task": options.task,
+                "num_paths": self._num_paths,
+                "seed": options.seed,
                 "tasks": list(BUILT_IN),
                 "examples": self._examples,
             }
@@ -206,6 +211,7 @@ class Service:
 
     def _readable(self, kind: str, body: bytes) -> tuple[Read, Size]:
         tree = wire.from_json(body) if kind == JSON else wire.from_safetensors(body)
+        wire.check_parts(tree, self.model.reads)
         (read,) = self.model.as_read([tree])
         return read, batching.size_of(self.model, read, self.options.batch_tokens)
 
@@ -219,6 +225,10 @@ class Service:
         said = wire.parsed(wire.SolveBody, await request.body())
         changed = said.model_dump(exclude={"question"}, exclude_none=True)
         options = self.options.asks(said.question, **changed)
+        branches = self.options.branches
+        if branches is not None and said.num_paths not in (None, self._num_paths):
+            fixed = f"this server branches its paths as {branches}, {self._num_paths} in all: leave num_paths out."
+            raise ValueError(f"num_paths is {said.num_paths}, but {fixed}")
         if self._solvers > PATIENT:
             raise _busy("Too many questions wait already: come again.", math.ceil(self._last_took * self._solvers))
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event | Exception | None]()
@@ -256,7 +266,12 @@ class Service:
         assert self.reasoner is not None
         begun, teller, model = time.monotonic(), Teller(tell, self.confidence), self._own_model
         (question, _), growth = solver.put(options), self.reasoner.growth(**options.growth())
-        self.reasoner.check_length(question, growth)
+        try:
+            self.reasoner.check_length(question, growth)
+        except ValueError as error:
+            needed = self.reasoner.positions(question, growth)
+            said = f"The question is too long: with its thoughts and answer it takes {needed} positions, more than this"
+            raise ValueError(f"{said} reasoner has. Send a shorter one.") from error
         asked = {"question": options.question, "task": options.task, "seed": options.seed}
         steps = sum(run.latent_steps > 0 for run in every_latent(growth).runs)
         tell({"event": "started", **asked, "num_paths": growth.num_paths, "steps": steps})

@@ -73,7 +73,7 @@ def size_of(model: QwenLatentPRM, read: Read, batch_tokens: int) -> Size:
     if max(depth) > model.max_seq_length:
         raise ValueError(f"A chain has {max(depth)} latents, but this PRM reads {model.max_seq_length} at most.")
     chains = [length + len(read.tails.get(i, ())) for i, length in enumerate(depth)]
-    positions = getattr(model.backbone.config.get_text_config(), "max_position_embeddings", None)
+    positions = model.num_positions
     if positions and len(read.context) + max(chains) > positions:
         raise ValueError(
             f"The question and a chain take {len(read.context) + max(chains)} positions, but this PRM has {positions}."

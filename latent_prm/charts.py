@@ -128,7 +128,7 @@ def _traces(line: Line, x: Axis, y: Axis) -> list[dict[str, Any]]:
         "legendgroup": text(line.label),
         "x": list(line.x),
         "y": list(line.y),
-        "mode": "markers" if line.apart else "lines+markers" if marker else "lines",
+        "mode": "markers" if line.apart else "lines+markers" if marker or len(line.x) == 1 else "lines",
         "line": {"color": colour, "dash": dash, "width": 2},
         "marker": {"color": colour, "symbol": marker or "circle", "size": list(line.sizes) if line.sizes else 6},
         "text": beside,

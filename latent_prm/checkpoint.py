@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -219,11 +220,24 @@ def load_weights(folder: str | Path, model: QwenLatentPRM) -> None:
 
     Raises ``files.BadFile`` when they are not those of this model.
     """
-    adapter = Path(folder, "adapter.pt")
+    adapter, merged = Path(folder, "adapter.pt"), Path(folder, "pytorch_model.bin")
     if adapter.exists():
         _load(adapter, lambda held: tuning.load_adapter(model, held))
+        _load(merged, lambda held: _check_base(model, held))
     else:
-        _load(Path(folder, "pytorch_model.bin"), model.load_state_dict)
+        _load(merged, model.load_state_dict)
+
+
+def _check_base(model: QwenLatentPRM, merged: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where what comes from ``--model_path`` is not what the small matrices have learnt beside."""
+    now = tuning.merged_state(model).items()
+    # Another machine may round their product otherwise.
+    odd = [name for name, own in now if not torch.allclose(own.float(), merged[name].float(), rtol=1e-4, atol=1e-5)]
+    if odd:
+        raise ValueError(
+            f"{len(odd)} of its weights are others in --model_path now, as {odd[0]}. "
+            "Type the --model_path that it was trained with, or begin anew in another --output_dir"
+        )
 
 
 def load_progress(

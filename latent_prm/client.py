@@ -7,6 +7,7 @@ It follows no redirect and asks no proxy, so that the token reaches nobody but t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,11 +77,15 @@ class Client:
     def score(self, paths: ReasoningTree | Sequence[Latents], question: str = "") -> list[Score]:
         """What each path of a tree is worth, or each of these chains of latents, which ``question`` was thought about.
 
-        Raises `Refused` with the server's reason, and OSError when it cannot be reached.
+        Where the PRM reads tips or hidden states (``reads`` in ``/v1/about``), only a tree has all of it. Raises
+        `Refused` with the server's reason, OSError when it cannot be reached or is something else, and ValueError for
+        a url or a token that is none.
         """
         tree = paths if isinstance(paths, ReasoningTree) else _bare(paths, question)
         with self._answer("POST", "/v1/score", packed(tree), "application/octet-stream") as answer:
-            return [Score(**path) for path in json.loads(answer.read())["paths"]]
+            said = answer.read()
+        with self._understood():
+            return [Score(**path) for path in json.loads(said)["paths"]]
 
     def solve(
         self,
@@ -96,19 +101,31 @@ class Client:
         events: list[Event] = []
         with self._answer("POST", "/v1/solve", json.dumps(asked).encode(), "application/json") as answer:
             for line in answer:
-                events.append(json.loads(line))
+                with self._understood():
+                    events.append({**json.loads(line)})
                 if watch is not None:
                     watch(events[-1])
         last = events[-1] if events else {}
         if last.get("event") != "chosen":
             raise Refused(200, last.get("error") or "The server broke off before it had an answer.")
-        return Solved(last["answer"], last["probability"], last["said"], last["remarks"], events)
+        with self._understood():
+            return Solved(last["answer"], last["probability"], last["said"], last["remarks"], events)
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Raises ConnectionError for an answer that no server of ours gives."""
+        try:
+            yield
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ConnectionError(f"{self.url} is no latent-prm server, or one of another version.") from error
 
     @contextmanager
     def _answer(self, method: str, path: str, body: bytes, kind: str) -> Iterator[HTTPResponse]:
         where = urlsplit(self.url)
         if where.scheme not in ("http", "https") or not where.hostname:
             raise ValueError(f"The url is {self.url!r}: type it as http://127.0.0.1:8000")
+        if not re.fullmatch("[!-~]+", self.token):
+            raise ValueError("The token has other signs than a header takes: give the one that latent-prm serve knows.")
         connect = HTTPSConnection if where.scheme == "https" else HTTPConnection
         connection = connect(where.hostname, where.port, timeout=self.timeout)
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": kind}
@@ -151,7 +168,8 @@ def packed(tree: ReasoningTree) -> bytes:
 
 
 def _bare(paths: Sequence[Latents], question: str) -> ReasoningTree:
-    chains = [Path(latents=torch.as_tensor(np.asarray(one), dtype=torch.float32), tip=None) for one in paths]
+    tensors = [one if isinstance(one, Tensor) else torch.as_tensor(np.asarray(one)) for one in paths]
+    chains = [Path(latents=one.detach().cpu().float(), tip=None) for one in tensors]
     return ReasoningTree(question_id="", question=question, gold="", task="", paths=chains)
 
 

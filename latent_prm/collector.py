@@ -13,10 +13,9 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from heapq import nlargest
+from dataclasses import asdict, fields
 from itertools import chain, count, islice
 from pathlib import Path
 from statistics import fmean
@@ -25,11 +24,9 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
-from latent_prm import files, inventory, preflight, shards
+from latent_prm import files, inventory, preflight, screen, shards
 from latent_prm.files import BadFile
 from latent_prm.growth import Growth
 from latent_prm.memory import budget, stored
@@ -47,12 +44,12 @@ SHARD_BYTES = 256 * 2**20
 """A shard that holds so many bytes of latents is closed, however few its questions: it bounds the memory."""
 SHARD_SECONDS = 600
 """A shard that was begun so long ago is closed too: what a power cut can cost."""
+RUNS_ONLY = {"output_dir", "max_samples", "device", "compile", "engine", "num_workers", "dry_run", "skip_bad_files"}
+"""Options of a run, not of what it grows: all others stand in the metadata as they were typed."""
 MANY = 200
 """Questions from which on compiling is worth its time."""
 FEW = 100
 """Labelled paths. With fewer there is hardly anything to learn from."""
-LOOKED_AT = 100
-"""Questions, the longest ones, whose length is looked at first: the rest are no longer."""
 FIXED = Question("text-0", "?", "")
 """Its prompts tell templates apart: wording, chat template and thinking mode."""
 ROWS = {
@@ -103,7 +100,7 @@ class LocalEngine:
 
 
 def main(options: CollectOptions, alone: bool = True) -> None:
-    """Run the stage: draw, load, leave out what is there, grow, report. What has been grown is kept, however it ends.
+    """Run the stage: draw, load, leave out what is there, grow, report. What has been grown is kept, as `grow` says.
 
     ``alone``: say what to type next, for it is no part of something larger.
     Raises ValueError (or one of its kin) in plain words, KeyboardInterrupt on Ctrl-C and SystemExit(143) on SIGTERM.
@@ -121,7 +118,7 @@ def main(options: CollectOptions, alone: bool = True) -> None:
         growth = reasoner.growth(**options.growth())
         if total is not None:
             questions = [*questions]
-            for question in nlargest(LOOKED_AT, questions, key=lambda one: len(one.text)):  # before any is grown
+            for question in questions:  # all of them, and before any is grown: characters do not tell tokens
                 reasoner.check_length(question, growth)
         if options.dry_run:
             preview(questions, total, reasoner, growth, options)
@@ -137,7 +134,7 @@ def main(options: CollectOptions, alone: bool = True) -> None:
             grow(questions, total, done, engine, Batches(reasoner, growth, options, engine), writer)
             report(folder, options)
             if alone:
-                Console(highlight=False, markup=False).print(f"\nNext: {next_command(options)}", soft_wrap=True)
+                screen.console().print(f"\nNext: {next_command(options)}", soft_wrap=True)
 
 
 def draw(options: CollectOptions, task: Task) -> tuple[Iterable[Question], int | None]:
@@ -183,7 +180,7 @@ def check_room(options: CollectOptions, total: int | None, reasoner: Reasoner, g
             f"The latents in {folder} are {there} wide, but those of {options.model_path} are {wide}. Type another "
             "--output_dir: shards of one reasoner stand by themselves."
         )
-    done = sum(metadata["num_questions"] for _, metadata in _readable(Path(folder)))
+    done = sum(metadata["num_questions"] for _, metadata in _readable(Path(folder), options.skip_bad_files))
     left = options.shard_size if total is None else total if options.shard else max(0, total - done)
     needed, way_out = stored(growth, wide) * left, "Type a lower --max_samples or --num_paths, or another --output_dir."
     log.info("disk: %s", preflight.has_room(folder, needed, f"the trees of {left:,} questions", way_out))
@@ -222,6 +219,11 @@ def describe(options: CollectOptions, task: Task, reasoner: Reasoner, growth: Gr
         "prompts": hashlib.sha256(json.dumps(rendered).encode()).hexdigest()[:16],
     }
     return {
+        "typed": {
+            field.name: getattr(options, field.name)
+            for field in fields(options)
+            if field.name not in RUNS_ONLY and getattr(options, field.name) != field.default
+        },
         "task": task.name,
         "model": options.model_path,
         "split": options.split,
@@ -239,8 +241,8 @@ def describe(options: CollectOptions, task: Task, reasoner: Reasoner, growth: Gr
 def only_collector(options: CollectOptions) -> Iterator[Path]:
     """The folder, made if need be, with this process as the only collector of its questions.
 
-    Jobs with a --shard of their own may write beside each other, but not beside one that asks all questions. Raises
-    ValueError naming the other one.
+    Jobs with a --shard of their own may write beside each other, but not beside one that asks all questions, or one of
+    another number of jobs, for their questions overlap. Raises ValueError naming the other one.
     """
     folder, (number, jobs) = Path(options.output_dir), options.share()
     folder.mkdir(parents=True, exist_ok=True)
@@ -253,6 +255,13 @@ def only_collector(options: CollectOptions) -> Iterator[Path]:
             yield folder
         else:
             with files.lock(folder / f".lock-{number}of{jobs}", "collector", way_out):
+                for lock in folder.glob(".lock-*of*"):  # only now: of two that begin together, one sees the other
+                    other = lock.name.rpartition("of")[2]
+                    if other != str(jobs) and (who := inventory.holder(lock)):
+                        raise ValueError(
+                            f"--shard is {options.shard}, but a collector (pid {who}) is writing into {folder} as one "
+                            f"of {other} jobs: questions would be asked twice. {way_out}"
+                        )
                 yield folder
 
 
@@ -264,13 +273,7 @@ def finished(writer: ShardWriter, skip_bad_files: bool) -> set[str]:
         BadFile: a shard is damaged, and not to be skipped.
     """
     done = shards.finished_questions(writer.folder, skip_bad_files)
-    now = _typed(writer.facts)
-    for path, metadata in _readable(writer.folder):
-        then = _typed(metadata)
-        differ = [name for name in now if then.get(name) != now[name]]
-        if changed := [f"--{name} {_brief(then.get(name))}, not {_brief(now[name])}" for name in differ]:
-            way_out = "Type that to carry on there, or another --output_dir for a collection of its own."
-            raise ValueError(f"{path} was grown with {'; '.join(changed)}. {way_out}")
+    writer.compare()
     return done
 
 
@@ -278,13 +281,19 @@ def _brief(value: Any) -> str:
     return shorten(str(value), 100)
 
 
-def _readable(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The finished shards with their metadata, but for damaged ones: those stop `finished`, or are named there."""
-    for path in shards.scan(folder)[0]:
+def _readable(folder: Path, intact: bool = False, but: Collection[Path] = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The finished shards with their metadata, but for damaged ones: those stop `finished`, or are named there.
+
+    ``intact``: all bytes are read to find those, not the metadata alone.
+    """
+    for path in (path for path in shards.scan(folder)[0] if path not in but):
         try:
-            yield path, shards.read_metadata(path)
+            metadata = shards.read_metadata(path)
+            if intact:
+                files.verify(path, metadata["sha256"])
         except BadFile:
             continue
+        yield path, metadata
 
 
 def _typed(facts: dict[str, Any]) -> dict[str, Any]:
@@ -302,6 +311,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, name: str, facts: dict[str, Any]) -> None:
         self.folder, self.name, self.facts = folder, name, facts
+        self.compared: set[Path] = set()
         self._start()
 
     def _start(self) -> None:
@@ -321,18 +331,40 @@ class ShardWriter:
         old = time.monotonic() - self.began >= SHARD_SECONDS
         return len(self.trees) >= shard_size or self.bytes >= SHARD_BYTES or old
 
+    def compare(self) -> None:
+        """Raises ValueError where a shard that came into the folder was grown with other settings; it says which."""
+        now = _typed(self.facts)
+        for path, metadata in _readable(self.folder, but=self.compared):
+            then = _typed(metadata)
+            if metadata.get("weights") is not None and metadata["weights"] == self.facts.get("weights"):
+                then["model_path"] = now["model_path"]  # the same, however it is called
+            differ = [name for name in now if then.get(name) != now[name]]
+            if changed := [f"--{name} {_brief(then.get(name))}, not {_brief(now[name])}" for name in differ]:
+                way_out = "Type that to carry on there, or another --output_dir for a collection of its own."
+                raise ValueError(f"{path} was grown with {'; '.join(changed)}. {way_out}")
+            self.compared.add(path)
+
     def commit(self) -> None:
-        """Write what is held, if anything. Ctrl-C and SIGTERM wait until it is written and no longer held."""
+        """Write what is held, if anything. Ctrl-C and SIGTERM wait until it is written and no longer held.
+
+        Raises OSError as the disk does, and ValueError as `compare`: other jobs may have begun together with this one,
+        when the folder was empty. What is held stays held then.
+        """
         with undisturbed():
             if self.trees:
-                name = self._free_name()
-                try:
-                    shards.write_shard(self.trees, self.folder, name, self.facts | self._counted())
-                except OSError:
-                    if shards.metadata_path(self.folder / f"{name}.pt").exists():  # all was there when the disk failed
-                        self._start()
-                    raise
+                with files.turn(self.folder / ".lock-commit"):  # nobody commits between the comparison and the writing
+                    self.compare()
+                    self._write()
             self._start()
+
+    def _write(self) -> None:
+        name = self._free_name()
+        try:
+            shards.write_shard(self.trees, self.folder, name, self.facts | self._counted())
+        except OSError:
+            if shards.metadata_path(self.folder / f"{name}.pt").exists():  # all was there when the disk failed
+                self._start()
+            raise
 
     def _free_name(self) -> str:
         """The first name that no finished shard has; an unfinished one of that name is overwritten."""
@@ -387,7 +419,8 @@ def grow(
 ) -> None:
     """Grow the questions that are not done, batch by batch, and commit shard by shard.
 
-    However it ends, the trees of all whole batches are committed.
+    However it ends, the trees of all whole batches are committed, but for those that cannot be: the disk is full, or
+    another job's shards, of other settings, came first. How many are kept is said in any case.
     """
     kept, leaves, began = 0, 0, time.monotonic()
     shares: dict[str, list[float]] = {"noise-free": [], "noisy": [], "mixed": []}
@@ -402,7 +435,7 @@ def grow(
             else:
                 yield question
 
-    with tqdm(total=total, bar_format=BAR if total else ENDLESS) as bar:
+    with screen.bar(total=total, bar_format=BAR if total else ENDLESS) as bar:
         try:
             for trees, spent in engine.grow(batches.of(todo())):
                 writer.add(trees, spent)
@@ -414,11 +447,15 @@ def grow(
                     writer.commit()
             writer.commit()
         except BaseException as error:
-            writer.commit()
-            of = "" if total is None else f" of {total}"
-            log.warning("Stopped: %d%s questions are kept in %s.", kept, of, writer.folder)
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                log.warning("Type the same command again to carry on.")
+            try:
+                writer.commit()
+            finally:
+                of, lost = "" if total is None else f" of {total}", len(writer.trees)
+                log.warning("Stopped: %d%s questions are kept in %s.", kept - lost, of, writer.folder)
+                if lost:
+                    log.warning("%d more were grown, but could not be kept.", lost)
+                if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                    log.warning("Type the same command again to carry on.")
             raise
 
 
@@ -448,7 +485,7 @@ def pieces(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
 
 def report(folder: Path, options: CollectOptions) -> None:
     """Print what the folder holds now, and warn in words of what cannot be learned from."""
-    parts = [metadata for _, metadata in _readable(folder)]
+    parts = [metadata for _, metadata in _readable(folder, options.skip_bad_files)]
     sizes = [part["num_questions"] for part in parts]
     labelled = sum(part["num_labelled"] for part in parts)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -467,7 +504,7 @@ def report(folder: Path, options: CollectOptions) -> None:
         table.add_row(
             "paths that are in such questions", f"{told['leaves_in_mixed_questions'] / told['num_leaves']:.3f}"
         )
-    console = Console(highlight=False, markup=False)
+    console = screen.console()
     console.print()
     console.print(table)
     if options.until_mixed:

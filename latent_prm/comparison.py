@@ -107,7 +107,8 @@ class Comparison:
     coverage: dict[str, list[Coverage]] = field(default_factory=dict)
     """What comes out where only the surest answers are given, by how sureness is told; of the first PRM."""
     abstaining: list[Coverage] = field(default_factory=list)
-    """What comes out where answers below one of the `predictions.THRESHOLDS` of calibrated probability are not."""
+    """What comes out where answers below one of the `predictions.THRESHOLDS` of calibrated probability are not; of the
+    first PRM. Both are of all the paths of each question."""
 
     @property
     def table_sizes(self) -> list[int]:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from latent_prm.files import BadFile, load_json, save_json
-from latent_prm.metrics import Interval, Pool, bootstrap_interval, of_rules, pick_of
+from latent_prm.metrics import Interval, Pool, bootstrap_interval, of_rules
 from latent_prm.odds import Odds, fit_odds, log_odds, logistic, sigmoid
 from latent_prm.pretrained import versions
 from latent_prm.selector import HOWS, NEEDS_LOWER, Choice, How, choose_among
@@ -83,7 +83,7 @@ class Picked(NamedTuple):
 
     def __str__(self) -> str:
         """In words."""
-        said = f"{self.how} was right in {100 * self.accuracy[self.how]:.1f} % of the calibration questions"
+        said = f"{self.how}, which was right in {100 * self.accuracy[self.how]:.1f} % of the calibration questions"
         if self.how == BASE:
             return f"{said}, as often as any other rule or more"
         low, high = 100 * self.gain.low, 100 * self.gain.high
@@ -107,6 +107,8 @@ class Confidence:
     versions: dict[str, str]
     reasoners: tuple[dict[str, str], ...] = ()
     """Whose paths they were, as `kinship.growers`; unknown: those that the PRM learnt from."""
+    tasks: tuple[str, ...] = ()
+    """Where the questions were from, sorted; empty: nobody knows."""
 
     def path(self, scores: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
         """Predicted scores → the shares of such paths that are right."""
@@ -178,10 +180,10 @@ def fit(pool: Pool, seed: int = 42, num_bootstrap: int = 2000) -> Confidence:
 
 
 def compare_rules(pool: Pool, seed: int = 42, num_bootstrap: int = 2000) -> Picked:
-    """The rule that `metrics.pick_of` picks on a pool, and how much better it is there than the others."""
+    """The rule that is right most often on a pool (of equals `BASE`, then the first), and how much more than `BASE`."""
     right = of_rules(pool)
     accuracy: dict[How, float] = {how: float(each.mean()) for how, each in right.items()}
-    best = pick_of(accuracy)
+    best = max((BASE, *accuracy), key=lambda how: round(accuracy[how], 9))
     return Picked(best, accuracy, bootstrap_interval(right[best] - right[BASE], num_bootstrap, seed))
 
 
@@ -284,6 +286,7 @@ def _read(found: dict[str, Any]) -> Confidence:
         picked=Picked(how, accuracy, gain),
         versions=versions,
         reasoners=_read_reasoners(found.get("reasoners", [])),
+        tasks=_read_tasks(found.get("tasks", [])),
         **counts,
     )
 
@@ -312,6 +315,12 @@ def _read_odds(found: Any, num_features: int) -> dict[How, Odds]:
 
 def _read_reasoners(found: Any) -> tuple[dict[str, str], ...]:
     return tuple({"model": str(one["model"]), "weights": str(one["weights"])} for one in found)
+
+
+def _read_tasks(found: Any) -> tuple[str, ...]:
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise ValueError(f"{found!r} is no list of tasks")
+    return tuple(found)
 
 
 def _rule(name: Any) -> How:

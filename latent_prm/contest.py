@@ -16,6 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from latent_prm import screen
 from latent_prm.metrics import Interval, Pool, expected_accuracies, rounded
 from latent_prm.plots import ComputeCurve
 from latent_prm.selector import How, choose_among
@@ -45,6 +46,8 @@ class Tried(NamedTuple):
     costs: Costs
     paths: Each
     """Noisy paths that finished."""
+    asked: int | None = None
+    """Noisy paths that were asked for; None: as many as of all that have no number of their own."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,13 @@ class Unsteered:
 
     scorer: str
     pool: Pool
-    first: Costs
-    """Of one path of each question."""
-    whole: Costs
-    """Of all."""
+    spent: Float[np.ndarray, "N Q 4"]
+    """What 1, 2, … and all paths of each question cost, whichever they are."""
     select: How
 
     def costs(self, k: int) -> Costs:
-        """Of k paths: between one and all they rise evenly."""
-        return self.first + (self.whole - self.first) * (k - 1) / max(1, self.pool.num_paths - 1)
+        """Of k paths."""
+        return self.spent[k - 1]
 
     def right(self, k: int) -> Each:
         """How often the answer chosen among k paths is right, over all sets of k."""
@@ -75,7 +76,7 @@ class Unsteered:
 
     def take(self, some: Sequence[int]) -> Unsteered:
         """Some of the questions."""
-        return replace(self, pool=self.pool.take(some), first=self.first[some], whole=self.whole[some])
+        return replace(self, pool=self.pool.take(some), spent=self.spent[:, some])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +135,7 @@ def compare(
 ) -> dict[str, Report]:
     """A report per task and, where there are several, one of all questions together, which stands last.
 
-    ``tasks`` is each question's, ``num_paths`` how many were asked for.
+    ``tasks`` is each question's, ``num_paths`` how many were asked for of a method without a number of its own.
     """
     groups = {name: [i for i, other in enumerate(tasks) if other == name] for name in sorted(set(tasks))}
     if len(groups) > 1:
@@ -158,8 +159,8 @@ def _report(tried: Sequence[Tried], unsteered: Sequence[Unsteered], n: int, sett
         paths = float(one.paths.mean())
         return Line(name=one.name, scorer=one.scorer, right=interval(one.right), costs=costs, paths=paths, **gains)
 
-    majority = replace(unsteered[0], select="vote", scorer="", first=_unscored(unsteered[0].first),
-                       whole=_unscored(unsteered[0].whole))  # fmt: skip
+    unscored = unsteered[0].spent * [1, 1, 1, 0]
+    majority = replace(unsteered[0], select="vote", scorer="", spent=unscored)
     by_scorer = {each.scorer: each for each in unsteered}
     lines = [line(tried[0])]
     for each in (majority, *unsteered):
@@ -171,7 +172,7 @@ def _report(tried: Sequence[Tried], unsteered: Sequence[Unsteered], n: int, sett
         )
     for one in tried[1:]:
         rival = by_scorer[one.scorer]
-        gains: dict[str, Any] = {"gain": interval(one.right - rival.right(n))}
+        gains: dict[str, Any] = {"gain": interval(one.right - rival.right(one.asked or n))}
         for name, part in (("at_equal_latents", slice(LATENTS, LATENTS + 1)), ("at_equal_total", slice(None))):
             k = rival.equal(one.costs, part)
             gains[name] = k, interval(one.right - rival.right(k))
@@ -182,10 +183,6 @@ def _report(tried: Sequence[Tried], unsteered: Sequence[Unsteered], n: int, sett
         curves=[_curve(each, interval) for each in (majority, *unsteered)],
         stops=[stop for each in unsteered for stop in _stops(each, settled(each.scorer), n, interval)],
     )
-
-
-def _unscored(costs: Costs) -> Costs:
-    return np.concatenate([costs[:, :-1], np.zeros((len(costs), 1))], axis=1)
 
 
 def _curve(each: Unsteered, interval: Mean) -> ComputeCurve:
@@ -236,7 +233,7 @@ def _stops(each: Unsteered, ways: dict[str, Settled], n: int, interval: Mean) ->
 
 def print_reports(reports: dict[str, Report], console: Console | None = None) -> None:
     """Print, per task and for all: what each method gets right and costs, what stopping early does, and the gains."""
-    console = console or Console(highlight=False, markup=False)
+    console = console or screen.console()
     for name, found in reports.items():
         for table in tables_of(name, found):
             console.print(table)

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from latent_prm import files, foreign, inventory, preflight, shards
+from latent_prm import files, foreign, inventory, preflight, screen, shards
 from latent_prm.files import BadFile
 from latent_prm.foreign import Harvest
 from latent_prm.options import ConvertOptions
@@ -105,9 +104,7 @@ def describe(harvest: Harvest, options: ConvertOptions) -> dict[str, Any]:
 
 def report(harvest: Harvest, fresh: Sequence[ReasoningTree], written: Sequence[Path], options: ConvertOptions) -> None:
     """Print what was read, what became of it, and what to type next."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 120)
+    console = screen.console()
     table = Table(box=box.SIMPLE, padding=(0, 1), title=Text(options.path), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -93,6 +93,13 @@ class _Answers(NamedTuple):
     """Its share of all weight, which is what there is before calibration."""
     probability: Float[np.ndarray, " Q"]
     right: Bool[np.ndarray, " Q"]
+    given: Bool[np.ndarray, " Q"]
+    """Whether there is one: it has no share and no probability where no path answered."""
+
+    def sureness(self, by: Literal["share", "probability"], which: Sequence[int]) -> Float[np.ndarray, " q"]:
+        """Of some questions, as `predictions.abstaining` takes it."""
+        known: Float[np.ndarray, " Q"] = getattr(self, by)
+        return np.where(self.given, known, np.nan)[list(which)]
 
 
 def evaluate(
@@ -190,11 +197,10 @@ def _only(scores: Scores, paths: Sequence[Sequence[int]]) -> list[Float[np.ndarr
 
 
 def _noise_free(trees: Sequence[ReasoningTree]) -> Float[np.ndarray, " Q"] | None:
-    """Whether each tree's noise-free path is right; None unless all trees have one that was graded."""
+    """Whether each tree's noise-free path is right, nan where it has none that was graded; None where no tree has."""
     leaves = [[tree.paths[i] for i in tree.leaves() if tree.paths[i].noise_free] for tree in trees]
-    if not all(paths and paths[0].answers for paths in leaves):
-        return None
-    return np.array([float(paths[0].answers[0].correct) for paths in leaves])
+    found = [float(paths[0].answers[0].correct) if paths and paths[0].answers else np.nan for paths in leaves]
+    return None if np.isnan(found).all() else np.array(found)
 
 
 def _known(tree: ReasoningTree, leaf: bool) -> list[tuple[int, float, int]]:
@@ -280,8 +286,8 @@ class _Material:
             paths.append(forecast(scores, np.concatenate([pool.correct[q] for q in which])))
         shares = [forecast(own.share[which], own.right[which]) for own in self.answers]
         answers = [forecast(own.probability[which], own.right[which]) for own in self.answers]
-        first = self.answers[0]
-        votes = _answers(self.pools[0], self.judges[0], majority=True)
+        first, votes = self.answers[0], _answers(self.pools[0], self.judges[0], majority=True)
+        sure, agreed = first.sureness("probability", which), votes.sureness("share", which)
         return {
             "forecasts": {
                 **core.forecasts,
@@ -290,10 +296,10 @@ class _Material:
                 "answers, calibrated": answers,
             },
             "coverage": {
-                "calibrated probability": coverage_curve(first.probability[which], first.right[which]),
-                "share of the paths (majority)": coverage_curve(votes.share[which], votes.right[which]),
+                "calibrated probability": coverage_curve(sure, first.right[which]),
+                "share of the paths (majority)": coverage_curve(agreed, votes.right[which]),
             },
-            "abstaining": [abstaining(first.probability[which], first.right[which], least) for least in THRESHOLDS],
+            "abstaining": [abstaining(sure, first.right[which], least) for least in THRESHOLDS],
             "rules": sorted({judges[q].picked.how for judges in self.judges for q in which}),
         }
 
@@ -333,6 +339,6 @@ def _answers(pool: Pool, judges: Sequence[Confidence], majority: bool = False) -
     ):
         lower = pool.lower[q] if pool.lower else None
         choice = judge.choose(values, scores, "vote" if majority else None, lower)
-        rows.append((choice.share, choice.probability or 0.0, bool(correct[choice.index])))
-    share, probability, right = zip(*rows, strict=True)
-    return _Answers(np.array(share), np.array(probability), np.array(right))
+        given = choice.value != ""
+        rows.append((choice.share if given else 0.0, choice.probability or 0.0, bool(correct[choice.index]), given))
+    return _Answers(*(np.array(column) for column in zip(*rows, strict=True)))

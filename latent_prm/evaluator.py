@@ -27,7 +27,7 @@ from latent_prm.reasoner import Reasoner
 from latent_prm.rivals import RIVALS, controls, fit_rivals, score_all
 from latent_prm.shards import TEST_DATA, NoData, load_trees, no_data, scan
 from latent_prm.step_truth import step_truth
-from latent_prm.tables import print_evaluation, verdict
+from latent_prm.tables import of_first, print_evaluation, verdict
 from latent_prm.tree import ReasoningTree
 from latent_prm.truth import Steps, step_scores, sure_thoughts
 
@@ -81,7 +81,8 @@ def measure(options: EvaluateOptions) -> tuple[Evaluation, list[str]]:
         calibration = None
         if apart:
             pool = pool_of(apart, *_opinions(model, apart, options))
-            calibration = replace(confidence.fit(pool, options.seed, options.num_bootstrap), reasoners=of)
+            fit = confidence.fit(pool, options.seed, options.num_bootstrap)
+            calibration = replace(fit, reasoners=of, tasks=tuple(sorted({tree.task for tree in apart})))
             fitted.append(calibration)
         kinship.believed(checkpoint, model, calibration, here)
     chance = {"num_bootstrap": options.num_bootstrap, "seed": options.seed}
@@ -269,14 +270,18 @@ def others(
         return []
     asked = {question_digest(tree.question) for tree in trees}
     found = load(name, options)
-    kept = [tree for tree in found if question_digest(tree.question) not in asked and judged(tree)]
-    if len(kept) < len(found):
-        log.warning("%d of %d trees in %s are of questions measured on, or without a graded path: left out",
-                    len(found) - len(kept), len(found), folder)  # fmt: skip
+    fresh = [tree for tree in found if question_digest(tree.question) not in asked]
+    kept = [tree for tree in fresh if judged(tree)]
+    for count, why in ((len(found) - len(fresh), "are of questions measured on"),
+                       (len(fresh) - len(kept), "have no graded path")):  # fmt: skip
+        if count:
+            log.warning("%d of %d trees in %s %s: left out", count, len(found), folder, why)
     if not kept:
+        none = f"None of the {len(fresh)} other questions in {folder} has a graded path"
+        same = f"No question in {folder} is other than those of {options.data_dir}"
         raise ValueError(
-            f"No question in {folder} is other than those of {options.data_dir}. Collect some: "
-            f"latent-prm collect --split validation --output_dir prm_calibrate"
+            f"{none if fresh else same}. Collect some: "
+            f"latent-prm collect --split {SPLITS[name]} --output_dir prm_data_{SPLITS[name]}"
         )
     return unseen(kept, checkpoints)[0] if checkpoints else kept
 
@@ -325,10 +330,10 @@ def draw(evaluation: Evaluation, folder: Path) -> list[Path]:
         before, after = bins["answers, by share"], bins["answers, calibrated"]
         panels["chosen answers"] = {"share of the vote": before, "calibrated": after}
     calibration_curves(panels, drawn[1])
-    if overall.coverage:
-        coverage_picture(overall.coverage, folder / "coverage.png")
+    if any(overall.coverage.values()):
+        coverage_picture(overall.coverage, folder / "coverage.png", of_first(overall))
         drawn.append(folder / "coverage.png")
-    if overall.steps:
+    if any(step.auroc for step in overall.steps):
         steps_curve(overall.steps, folder / "steps.png")
         drawn.append(folder / "steps.png")
     return drawn
@@ -343,7 +348,15 @@ def next_command(options: EvaluateOptions) -> str:
 
 
 def save_confidences(evaluation: Evaluation, options: EvaluateOptions) -> None:
-    """Write what was learnt from questions apart as calibration.json, beside each checkpoint that is the user's."""
+    """Write what was learnt from questions apart as calibration.json, beside each checkpoint that is the user's.
+
+    Not where the PRM read other than in its training, as it always does elsewhere: these are other scores.
+    """
     for checkpoint, own in zip(options.checkpoint, evaluation.confidences, strict=False):
+        trained = load_json(checked_folder(checkpoint) / "config.json")["latent_prm"].get("context", "question")
+        if options.context not in (None, trained):
+            said = "the calibration with --context %s is not saved: everywhere else it reads as it was trained (%s)."
+            log.warning(f"%s: {said}", checkpoint, options.context, trained)
+            continue
         folder = output_folder(options) if checkpoint == BUILTIN else Path(checkpoint)
         print(f"Saved {confidence.save(own, folder)}")

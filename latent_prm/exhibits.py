@@ -123,8 +123,9 @@ def _charts(comparison: Comparison) -> list[Chart]:
     if "answers, calibrated" in bins:
         answers = {"share of the vote": bins["answers, by share"], "calibrated": bins["answers, calibrated"]}
         found.append(_reliability("Reliability: of chosen answers", answers))
-    if comparison.coverage:
-        found.append(_coverage_chart(comparison.coverage))
+    if any(comparison.coverage.values()):
+        title = f"Answering only when sure{tables.of_first(comparison)}"
+        found.append(_coverage_chart(title, comparison.coverage))
     if any(step.auroc for step in comparison.steps):
         found.append(_steps_chart(comparison))
     gains = {name: rival.gains["auroc"] for name, rival in comparison.rivals.items() if "auroc" in rival.gains}
@@ -177,7 +178,7 @@ def _reliability(title: str, curves: Mapping[str, Sequence[Bin]]) -> Chart:
     return chart(title, lines, PROBABILITY, Axis(title="share that was right", shows="area", range=(0, 1)), said)
 
 
-def _coverage_chart(curves: Mapping[str, Sequence[Coverage]]) -> Chart:
+def _coverage_chart(title: str, curves: Mapping[str, Sequence[Coverage]]) -> Chart:
     lines = []
     for (label, points), look in zip(curves.items(), (Look("--red"), Look("--orange", "dash")), strict=False):
         given = [point for point in points if point.accuracy is not None]
@@ -185,7 +186,7 @@ def _coverage_chart(curves: Mapping[str, Sequence[Coverage]]) -> Chart:
         x, y = [point.coverage for point in given], [point.accuracy for point in given]
         lines.append(Line(label=f"sure by {label}", x=x, y=y, look=look, notes=notes))
     answered = Axis(title="questions answered, the surest first", shows="share", range=(0, 1.02))
-    return chart("Answering only when sure", lines, answered, Axis(title="answers that are right", shows="share"))
+    return chart(title, lines, answered, Axis(title="answers that are right", shows="share"))
 
 
 def _steps_chart(comparison: Comparison) -> Chart:

@@ -19,12 +19,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
-
-from latent_prm import files, preflight, resuming, trainer
+from latent_prm import files, preflight, resuming, screen, trainer
 from latent_prm.demo import reader_folder
 from latent_prm.evaluator import unseen
-from latent_prm.findings import LOW, Cell, Found, Measured, csv_of, find, lines_of, markdown_of, measure, tables_of
+from latent_prm.findings import (
+    LOW,
+    MOST_COLUMNS,
+    Cell,
+    Found,
+    Measured,
+    csv_of,
+    find,
+    lines_of,
+    markdown_of,
+    measure,
+    tables_of,
+)
 from latent_prm.grid import Arm, Grid, load_grid
 from latent_prm.model import QwenLatentPRM
 from latent_prm.options import CollectOptions, ExperimentOptions, TrainOptions
@@ -115,7 +125,11 @@ class Work:
     def _key(self, arm: Arm, seed: int) -> str:
         train = {name: value for name, value in asdict(arm.train).items() if name not in SAME_WEIGHTS}
         asked = [(question.id, question.gold) for question in self.stock.first(arm.pool, arm.questions)]
-        start = {"model": of_model(arm.train.model_path, None, True), "start": arm.start, "depth": arm.depth}
+        try:
+            model = of_model(arm.train.model_path, None, True)
+        except ValueError as error:
+            raise ValueError(f"arm {arm.name!r}: {error}") from error
+        start = {"model": model, "start": arm.start, "depth": arm.depth}
         return digest([train | {"seed": seed}, start, self.stock.key(arm.pool), asked])
 
     def _about(self, pool: CollectOptions) -> str:
@@ -325,9 +339,11 @@ def found_in(work: Work, options: ExperimentOptions) -> Found:
 
 def print_tables(work: Work, found: Found) -> None:
     """Print the figures: means, and the gains of the first; results.md has all intervals."""
-    console = Console(highlight=False, markup=False)
+    console = screen.console()
     for table in tables_of(found, work.rows(), work.grid.figures, work.grid.arms[0].name):
         console.print(table)
+    if more := work.grid.figures[MOST_COLUMNS:]:
+        console.print(f"\nAlso in results.md: {', '.join(more)}", soft_wrap=True)
     console.print()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,7 @@ from latent_prm.files import BadFile
 from latent_prm.model import QwenLatentPRM, checkpoint_folder
 from latent_prm.model_card import PROJECTION
 from latent_prm.options import ExportOptions
+from latent_prm.pretrained import fetch
 from latent_prm.reading import Read
 from latent_prm.tree import Answer, ReasoningTree
 from latent_prm.tree import Path as LatentPath
@@ -218,7 +220,7 @@ def compare(model: QwenLatentPRM, folder: str | Path) -> float:
 
     Raises ValueError when it is farther than rounding can explain.
     """
-    loaded = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+    loaded = fetch(AutoModelForSequenceClassification, str(folder), dtype=torch.float32, trust_remote_code=False)
     read = model.as_read([_probe(model)])
     chains = [embedded(model, read[0], path) for path in range(len(read[0].tree.paths))]
     theirs, ours = torch.empty(0), torch.empty(len(chains), 0)
@@ -306,6 +308,6 @@ def push(folder: str | Path, name: str, public: bool = False) -> str:
         reason = str(error).partition("\n")[0]
         raise ValueError(
             f"The hub did not take {name}: {reason}. {folder} is whole: check the name and what the token may do, and "
-            f"type: hf upload {name} {folder}"
+            f"type: hf upload {name} {shlex.quote(str(folder))}{'' if public else ' --private'}"
         ) from error
     raise ValueError(f"{address} is there already, and public. Type --public to write into it, or another name.")

@@ -1,13 +1,15 @@
 """How a thought goes round: a hidden state becomes the next input, and chance makes one path differ from another.
 
-This room hides the alignment of hidden states to input space, and every source of diversity: Gaussian noise, soft
-mixtures of word embeddings, dropout. Chance comes in from outside, as numbers and keys, so that it can be fixed.
+This room hides the alignment of hidden states to input space, how logits are made, and every source of diversity:
+Gaussian noise, soft mixtures of word embeddings, dropout. Chance comes in from outside, as numbers and keys, so that it
+can be fixed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ CHUNK = 2**24
 GUMBEL = 2**19
 """The place of a path's first Gumbel numbers in its chance: dropout's, one per layer and step, stand before."""
 BLOCKS = ("layers", "h", "blocks")
-SUBLAYERS = ("self_attn", "attn", "attention", "mlp", "feed_forward")
+SUBLAYERS = ("self_attn", "self_attention", "attn", "attention", "mlp", "feed_forward", "ffn")
 
 
 class LatentMap(nn.Module):
@@ -73,6 +75,19 @@ def _align(model: Any) -> tuple[Float[Tensor, "D D"], float]:
     return torch.linalg.solve(gram + RIDGE * torch.eye(width, device=out.device), cross), norm / vocabulary
 
 
+def logits_of(model: Any, hidden: Float[Tensor, "B D"]) -> Float[Tensor, "B V"]:
+    """What the model says of its next word, scaled and capped as in its own forward pass; float32 or float64."""
+    logits = model.get_output_embeddings()(hidden)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    config = model.config.get_text_config()
+    scale = getattr(config, "logits_scaling", 1.0)
+    scale = scale if config.model_type == "hyperclovax" else 1 / scale  # Granite and MiniCPM3 divide by it
+    scale *= getattr(model, "logit_scale", None) or getattr(config, "output_multiplier", None) or 1.0  # Cohere, Muse
+    logits = logits if scale == 1 else logits * scale
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
 # --- chance ---------------------------------------------------------------------------------------------------------
 
 
@@ -101,7 +116,7 @@ class SoftMixture:
     """
 
     def __init__(self, model: Any) -> None:
-        self.embed, self.out = model.get_input_embeddings(), model.get_output_embeddings()
+        self.model, self.embed = model, model.get_input_embeddings()
         ids = torch.arange(min(64, len(self.embed.weight)), device=self.embed.weight.device)
         fed, stored = self.embed(ids).float(), self.embed.weight[ids].float()
         self.scale = (fed.norm() / stored.norm()).item()
@@ -115,12 +130,11 @@ class SoftMixture:
         self, hidden: Float[Tensor, "B D"], keys: Int[Tensor, " B"], noisy: Float[Tensor, " B"], step: int, T: float
     ) -> Float[Tensor, "B D"]:
         """The next inputs, float32 or float64; rows where ``noisy`` is 0 are mixed without Gumbel noise."""
-        weight = self.embed.weight[: self.out.weight.shape[0]]
+        weight = self.embed.weight[: self.model.get_output_embeddings().weight.shape[0]]
         rows = max(1, CHUNK // len(weight))
         parts = []
         for h, key, disturbed in zip(hidden.split(rows), keys.split(rows), noisy.split(rows), strict=True):
-            logits = self.out(h)[:, : len(weight)]
-            logits = logits if logits.dtype == torch.float64 else logits.float()
+            logits = logits_of(self.model, h)[:, : len(weight)]
             gumbel = -(-uniform(key, GUMBEL + step, len(weight)).log()).log()
             shares = ((logits + gumbel * disturbed[:, None]) / T).softmax(-1)
             mixed = shares.to(weight.dtype) @ weight
@@ -129,20 +143,21 @@ class SoftMixture:
 
 
 class Dropout:
-    """Monte-Carlo dropout on what every attention and feed-forward adds to the residual stream, in latent steps only.
+    """Monte-Carlo dropout on what every attention and feed-forward gives, in latent steps only.
 
-    Qwen3 and its like have no dropout of their own but in attention, so these are hooks. Raises ValueError for a model
-    whose layers are not found.
+    That is what they add to the residual stream; in Gemma 2, 3 and OLMo 2 a norm comes between. Qwen3 and its like have
+    no dropout of their own but in attention, so these are hooks. Raises ValueError for a model whose layers are not
+    found, or (Bloom, MPT) give the residual stream as well, which would be dropped with them.
     """
 
     def __init__(self, model: Any) -> None:
-        base = model.base_model
+        base = getattr(model.base_model, "language_model", model.base_model)  # the text model of one that sees, too
         blocks = next((getattr(base, name) for name in BLOCKS if hasattr(base, name)), ())
         found = [getattr(block, name) for block in blocks for name in SUBLAYERS if hasattr(block, name)]
-        if not found:
+        if not found or any("residual" in signature(layer.forward).parameters for layer in found):
             raise ValueError(
-                f"No attention or feed-forward layers were found in {type(base).__name__}, so nothing can be dropped. "
-                "Type --diversity_strategy noise or temperature."
+                f"No attention or feed-forward layers that stand by themselves were found in {type(base).__name__}, so "
+                "nothing can be dropped. Type --diversity_strategy noise or temperature."
             )
         self.sublayers: list[nn.Module] = found
 

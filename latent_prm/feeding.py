@@ -18,6 +18,7 @@ from latent_prm.lessons import Lesson, chance
 from latent_prm.losses import Held, StepLoss
 from latent_prm.options import TrainOptions
 from latent_prm.packing import PackedBatch, pack
+from latent_prm.reading import visible
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -69,7 +70,8 @@ def prepare(
     multiple: int = 1,
 ) -> Work:
     """The work of the ``step``-th step (0: the first); ``share`` picks this process's part by the lessons' sizes."""
-    seed = options.seed
+    seed, reads = options.seed, options.read_parts()
+    items = [item._replace(tree=visible(item.tree, reads)) for item in items]
     objective = StepLoss(items, options, lambda *path: chance(seed, "disorder", step, *path))
     keep = dropout_mask(objective.num_paths, hidden_size, dropout, chance(seed, "dropout", step).getrandbits(63))
     own = share([item.num_tokens for item in items])

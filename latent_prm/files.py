@@ -177,6 +177,18 @@ def lock(path: str | Path, who: str, way_out: str, shared: bool = False) -> Iter
         yield
 
 
+@contextmanager
+def turn(path: str | Path) -> Iterator[None]:
+    """Hold a lock file, made if need be, as soon as nobody else does."""
+    try:
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise _refused(error, Path(path), 0) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _written(file: TextIO) -> str:
     """Who holds a lock; one that has only just got it is given time to write its name over that of a dead one."""
     for _ in range(20):

@@ -27,7 +27,7 @@ from latent_prm.tree import ReasoningTree
 LOW = ("brier", "ece")
 """The figures of which less is better."""
 MOST_COLUMNS = 5
-"""Figures that a table of the terminal has room for."""
+"""Figures that a table of the terminal has room for; the others stand in results.md alone."""
 WHOLE = ("ece",)
 """The figures of all paths together, which no question has for itself: there is no interval over questions."""
 

@@ -132,6 +132,15 @@ def looks_foreign(path: FilePath) -> bool:
     return type(found) is not dict or "format" not in found
 
 
+def unreadable(path: FilePath) -> str:
+    """Why a file cannot be read as data, naming it; "" where it can."""
+    try:
+        nested.load(path)
+    except BadFile as error:
+        return str(error)
+    return ""
+
+
 def read(paths: Iterable[FilePath], use_heuristic_scores: bool = False) -> Harvest:
     """The trees of all nested files among these, labelled as the top of this room says.
 
@@ -177,6 +186,7 @@ def _growth(entry: Entry, left_out: dict[str, list[str]]) -> _Growth | None:
     chains = {name: chain for name in entry.nodes if (chain := _chain(entry.nodes, name))}
     growth = _Growth(where=entry.where, question=entry.question, gold=entry.gold, nodes=[], paths=[], believed=None)
     index: dict[Any, int] = {}
+    graded: list[tuple[int, Node]] = []
     for name in sorted(entry.nodes, key=lambda name: len(chains.get(name, ()))):
         node, above = entry.nodes[name], [index[k] for k in chains.get(name, ()) if k in index]
         if name not in chains:
@@ -195,7 +205,13 @@ def _growth(entry: Entry, left_out: dict[str, list[str]]) -> _Growth | None:
         elif node.answer is None and _label(node) is None:
             left_out["an answer that was not graded"].append(node.where)
         if node.answer is not None and above:
-            growth.paths[above[-1]].answers.append(node.answer)
+            graded.append((above[-1], node))
+    carried_on = {path.parent for path in growth.paths}
+    for place, node in graded:
+        if place in carried_on:
+            left_out["an answer at a path that another carries on from"].append(node.where)
+        elif node.answer is not None:
+            growth.paths[place].answers.append(node.answer)
     if not growth.paths:
         left_out["no path with latents"].append(entry.where)
         return None

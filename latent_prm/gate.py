@@ -57,7 +57,7 @@ class Refused(Exception):
 
 
 class Gate:
-    """Wraps an application. ``open`` are the paths that a GET reaches without the token."""
+    """Wraps an application. ``open`` are the paths that a GET or HEAD reaches without the token."""
 
     def __init__(
         self, app: App, token: str, open: Collection[str], max_body: int, timeout: float, meters: Meters

@@ -6,6 +6,8 @@ A new dataset is one entry in ``DATASETS``. Code that a dataset brings along is 
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal, NamedTuple
 
-from latent_prm.grading import Kind, boxed, extract_answer, with_choices
+from latent_prm.grading import Kind, boxed, extract_answer, halved, with_choices
 from latent_prm.reaching import patiently
 from latent_prm.rows import DATA, READERS, Row, first_line, rows_of
 
@@ -107,6 +109,8 @@ def _plain(row: Row) -> Item:
     texts = [row.get("question"), row.get("answer")]
     if not all(isinstance(text, (str, int, float)) and str(text).strip() for text in texts):
         raise ValueError('lacks a "question" or an "answer": every question must have both')
+    if odd := [v for v in texts if isinstance(v, bool) or (isinstance(v, float) and not math.isfinite(v))]:
+        raise ValueError(f"has {json.dumps(odd[0])} for a text or a number: write it in quotes if it is meant")
     text, answer = (str(text).strip() for text in texts)
     choices = row.get("choices") or row.get("options") or _columns(row)
     if choices:
@@ -290,7 +294,7 @@ class Source:
                 raise ValueError(f"{where} has a column of another type than it should ({error}).") from None
             if not item.text or not item.gold:
                 raise ValueError(f"{where} has an empty question or answer.")
-            if re.search("[\ud800-\udfff]", item.text + item.gold):
+            if halved(item.text + item.gold):
                 raise ValueError(f"{where} has half of a character (a lone surrogate), as of an emoji that was cut.")
             yield item
 
@@ -312,7 +316,9 @@ class Source:
         dataset = DATASETS[self.dataset]
         if split not in dataset.splits:
             return []
-        found = {path: path.relative_to(self.path) for path in sorted(self.path.rglob("*")) if path.suffix in READERS}
+        files = (path for path in sorted(self.path.rglob("*")) if path.suffix in READERS)
+        told = re.compile(r"(?:dataset|config|state)[^/]*\.json")  # what the hub and its libraries put beside the rows
+        found = {path: path.relative_to(self.path) for path in files if not told.fullmatch(path.name)}
         ours = {p: name for p, name in found.items() if {*name.parts, name.stem} & set(dataset.configs)} or found
         word = re.compile(rf"(?<![A-Za-z]){dataset.splits[split]}(?![A-Za-z])")
         named = [path for path, name in ours.items() if word.search(name.as_posix())]

@@ -11,10 +11,11 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from latent_prm import files, shards
+from latent_prm import files, screen, shards
 from latent_prm.foreign import Harvest
 from latent_prm.options import InspectOptions
 from latent_prm.tree import ReasoningTree
@@ -33,9 +34,7 @@ def main(options: InspectOptions) -> None:
     finished, unfinished = shards.scan(options.path)
     if not finished and not unfinished:
         raise shards.no_data(options.path, "type another folder")
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 120)  # into a file or pipe there is no edge that names must fold at
+    console = screen.console()
     if harvest := shards.nested_files(options.path):
         return _nested(console, options, harvest)
     sound: dict[str, dict[str, Any]] = {}
@@ -48,7 +47,11 @@ def main(options: InspectOptions) -> None:
         except files.BadFile as error:
             damaged.append(str(error))
     if sound:
-        console.print(_table(options.path, sound))
+        table = _table(options.path, sound)
+        least = Measurement.get(console, console.options.update(width=screen.WIDE), table).minimum
+        if least > console.width:  # else rich takes what lacks from the names, to the last letter
+            table.width = least
+        console.print(table, crop=False)
         console.print("Histogram: labelled paths by prm_score, from 0 (left) to 1 (right).", highlight=False)
     _show(console, _chosen((shards.read_shard(path) for path in finished if path.stem in sound), options.show))
     for path in unfinished:

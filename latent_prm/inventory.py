@@ -105,7 +105,7 @@ def look(path: Path, depth: int = 0, run: bool = False) -> Folder | None:
     ours = {file for part in found.parts for file in part.together}
     found.torn = files.cut_off(path) + [one for one in entries if is_old(one) and kind == "training run"]
     for entry in entries:
-        if entry in ours or entry in found.torn or (kind and re.fullmatch(r"\.lock(-\d+of\d+)?", entry.name)):
+        if entry in ours or entry in found.torn or (kind and re.fullmatch(r"\.lock(-\d+of\d+|-commit)?", entry.name)):
             continue
         folder = entry.is_dir() and not entry.is_symlink()
         if folder and ASIDE.fullmatch(entry.name):
@@ -139,12 +139,17 @@ def judge(part: Part) -> Verdict:
 
 def at_work(folder: Path) -> str | None:
     """Who holds a lock of a folder ("pid on host"), if anybody does."""
-    for path in sorted(folder.glob(".lock*"), reverse=True):  # jobs share .lock and each have one of their own
-        with suppress(OSError), open(path, encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip() or "unknown"
+    locks = [*sorted(folder.glob(".lock-*of*")), folder / ".lock"]  # jobs share .lock and each have one of their own
+    return next(filter(None, map(holder, locks)), None)
+
+
+def holder(lock: Path) -> str | None:
+    """Who alone holds a lock ("pid on host"), if anybody does."""
+    with suppress(OSError), open(lock, encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read().strip() or "unknown"
     return None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,11 @@ def apart(known: Collection[Grower], here: Collection[Grower]) -> bool:
 
 
 def believed(
-    checkpoint: str, model: QwenLatentPRM, calibration: Confidence | None, here: Collection[Grower]
+    checkpoint: str,
+    model: QwenLatentPRM,
+    calibration: Confidence | None,
+    here: Collection[Grower],
+    warn: Callable[[str], object] = log.warning,
 ) -> Confidence | None:
     """The calibration, unless it is of other latents than those of the reasoners here.
 
@@ -66,13 +70,10 @@ def believed(
     """
     fits = calibration is not None and not apart(calibration.reasoners or model.reasoners, here)
     if apart(model.reasoners, here):
-        log.warning(
-            "The PRM in %s learnt from latents of %s, but these are of %s: %s for them. Take that reasoner, or train a "
-            "PRM on trees of this one.",
-            checkpoint,
-            _in_words(model.reasoners),
-            _in_words(here),
-            "its scores were not trained" if fits else "its scores and probabilities are not calibrated",
+        worth = "its scores were not trained" if fits else "its scores and probabilities are not calibrated"
+        warn(
+            f"The PRM in {checkpoint} learnt from latents of {_in_words(model.reasoners)}, but these are of "
+            f"{_in_words(here)}: {worth} for them. Take that reasoner, or train a PRM on trees of this one."
         )
     return calibration if fits else None
 

@@ -358,11 +358,18 @@ def _chance(lesson: Lesson, path: int) -> float | None:
 
 
 def _soundness(lesson: Lesson, path: int, longest: int) -> Float[Tensor, " C"]:
-    """Of each column of a labelled path's chain: 1 where some path from there on ended right, else 0.
+    """Of each column of a labelled path's chain: 1 where some answer from there on was right, else 0.
 
     The hard estimation of Math-Shepherd (arXiv 2312.08935): so far, such a chain can only be right. A latent of an
-    ancestor is judged by all paths below that ancestor, the answer's tokens as the path's own latents.
+    ancestor is judged by all answers below that ancestor, the answer's tokens as the path's own latents: by all that
+    were graded, whichever is read.
     """
-    chain = [(p, max(_chance(lesson, p) or 0.0, _chance(lesson, path) or 0.0)) for p in lesson.tree.chain(path)]
-    latents = torch.cat([torch.full((len(lesson.tree.paths[p].latents),), float(chance > 0)) for p, chance in chain])
+    chain = [lesson.tree.paths[p] for p in lesson.tree.chain(path)]
+    sound = [(len(own.latents), float(_ends_right(own) or _ends_right(chain[-1]))) for own in chain]
+    latents = torch.cat([torch.full((length,), right) for length, right in sound])
     return torch.cat([latents[-longest:], latents[-1:].expand(len(lesson.tails.get(path, ())))])
+
+
+def _ends_right(path: Path) -> bool:
+    """Whether any answer that counts for it was right; of a label that came without its counts, whether it says so."""
+    return bool(path.prm_score if path.num_correct is None else path.num_correct)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -112,7 +112,7 @@ def _mend_shards(folder: Folder, damaged: Sequence[Verdict]) -> Iterator[str]:
         again = "the experiment again, which copies it from its pool"
         yield f"{_set_aside(folder.path.parent, [folder.path])}. Next: {again}."
         return
-    facts = list(_facts(folder))
+    facts = _facts(folder)
     yield _set_aside(folder.path, [path for verdict in damaged for path in verdict.part.together])
     back = list(_whole_under_another_name(folder.path))
     yield from (f"Put back {name}: its bytes were whole, under another name." for name in back)
@@ -120,18 +120,26 @@ def _mend_shards(folder: Folder, damaged: Sequence[Verdict]) -> Iterator[str]:
     if folder.kind != "shards":  # collect refuses such a mixture
         home = Path(f"{home}-shards")
         yield f"Shards stand by themselves: move these, with their metadata, into {home}."
-    if len(back) < len(damaged):
-        yield f"Next, to grow again what is lost and nothing else: {_collect_again(home, facts)}"
+    lost = _ids(facts.values()) - shards.finished_questions(folder.path, skip_bad_files=True)
+    if lost or any(verdict.part.path not in facts for verdict in damaged):  # of those nobody knows what they held
+        yield f"Next, to grow again what is lost and nothing else: {_collect_again(home, list(facts.values()), lost)}"
 
 
-def _facts(folder: Folder) -> Iterator[dict[str, Any]]:
-    """What the metadata of a folder's shards say, as far as they can be read."""
-    own = [path for part in folder.parts if part.what in SHARDS for path in part.together]
-    for path in (path for path in own if path.suffix == ".json" and path.exists()):
-        with suppress(BadFile):
-            said = files.load_json(path)
-            if isinstance(said, dict):
-                yield said
+def _facts(folder: Folder) -> dict[Path, dict[str, Any]]:
+    """What the metadata of a folder's shards say, as far as they can be read, by what the inventory calls each."""
+    found: dict[Path, dict[str, Any]] = {}
+    for part in (part for part in folder.parts if part.what in SHARDS):
+        for path in (path for path in part.together if path.suffix == ".json" and path.exists()):
+            with suppress(BadFile):
+                if isinstance(said := files.load_json(path), dict):
+                    found[part.path] = said
+    return found
+
+
+def _ids(facts: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The questions that metadata name, each once: a damaged shard may have been grown again beside it."""
+    named = (said.get("question_ids") for said in facts)
+    return {str(name) for names in named if isinstance(names, list) for name in names}
 
 
 def _whole_under_another_name(folder: Path) -> Iterator[str]:
@@ -154,8 +162,8 @@ def _whole_under_another_name(folder: Path) -> Iterator[str]:
             yield target.name
 
 
-def _collect_again(folder: Path, facts: Sequence[Mapping[str, Any]]) -> str:
-    """The command that grows what is no longer there."""
+def _collect_again(folder: Path, facts: Sequence[Mapping[str, Any]], lost: set[str]) -> str:
+    """The command that grows what is no longer there; of jobs that had a --shard, the one of each that lacks some."""
     said = facts[0] if facts else {}
     settings = said.get("settings")
     if not isinstance(settings, dict):
@@ -163,13 +171,42 @@ def _collect_again(folder: Path, facts: Sequence[Mapping[str, Any]]) -> str:
     if "layout" in settings:
         return f"the convert command that filled it, with --output_dir {shlex.quote(str(folder))}"
     typed = settings | {name: said.get(name) for name in ("task", "split", "seed", "dtype")}
-    typed |= {"model_path": said.get("model"), "output_dir": str(folder)}
-    typed["max_samples"] = sum(one.get("num_questions", 0) for one in facts)
     for name, strategies in _READERS.items():
         if settings.get("diversity_strategy") not in strategies:
             typed.pop(name, None)
     odd = {"branches": "," not in str(typed.get("branches")), "latent_steps": "," in str(typed.get("latent_steps"))}
-    return _command("collect", CollectOptions, {name: value for name, value in typed.items() if not odd.get(name)})
+    typed = {name: value for name, value in typed.items() if not odd.get(name)}
+    typed |= {"model_path": said.get("model")} | _typed(said) | {"dtype": said.get("dtype"), "output_dir": str(folder)}
+    jobs: dict[str | None, list[Mapping[str, Any]]] = {}
+    for one in facts:
+        jobs.setdefault(_job(one), []).append(one)
+    if None in jobs:  # all questions were asked by one, which goes on where jobs had begun
+        jobs = {None: list(facts)}
+    return " && ".join(
+        _command("collect", CollectOptions, typed | {"shard": shard, "max_samples": _reach(shard, len(_ids(own)))})
+        for shard, own in jobs.items()
+        if _ids(own) & lost or not lost
+    )
+
+
+def _typed(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What was typed for a shard's growth; nothing where its metadata are older than that they say so."""
+    typed = said.get("typed")
+    return typed if isinstance(typed, dict) else {}
+
+
+def _job(said: Mapping[str, Any]) -> str | None:
+    """The --shard of the job that grew it; None where one asked all questions, or what is said cannot be."""
+    with suppress(TypeError, ValueError):
+        CollectOptions(shard=_typed(said).get("shard")).share()
+        return _typed(said).get("shard")
+    return None
+
+
+def _reach(shard: str | None, count: int) -> int:
+    """The --max_samples with which a job asks so many questions."""
+    number, jobs = CollectOptions(shard=shard).share()
+    return number + (count - 1) * jobs
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ Predicted probabilities as such are measured in `predictions`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
@@ -39,8 +39,9 @@ class Pool:
     """What is chosen from: for each of Q questions the values, correctness and predicted scores of its paths.
 
     A value is an answer in canonical form, ``""`` for none. Scores are predicted probabilities. ``noise_free`` holds
-    1 where the question's noise-free path is right, else 0; None where there are no such paths. ``lower`` holds a lower
-    bound of every score, and ``auto`` the rule that other questions recommend for each; None: not known.
+    1 where the question's noise-free path is right, else 0, and nan where it is not known; None: of no question it is.
+    ``lower`` holds a lower bound of every score, and ``auto`` the rule that other questions recommend for each; None:
+    not known.
     Raises ValueError when there is no question, a question has no path, or a score is not in 0..1.
     """
 
@@ -73,7 +74,8 @@ class Pool:
     @property
     def methods(self) -> list[Method]:
         """The methods that can be measured on it."""
-        missing: dict[Method, object] = {"noise_free": self.noise_free, "conservative": self.lower, "auto": self.auto}
+        known = self.noise_free is not None and not np.isnan(self.noise_free).any()
+        missing: dict[Method, object] = {"noise_free": known or None, "conservative": self.lower, "auto": self.auto}
         return [method for method in METHODS if method not in missing or missing[method] is not None]
 
     def take(self, questions: Sequence[int]) -> Pool:
@@ -125,8 +127,8 @@ class Interval:
 
 
 def rounded(value: float, digits: int = 1, sign: str = "") -> str:
-    """A number as it is read: rounded, and never "-0.0"."""
-    return format(round(value, digits) + 0.0, f"{sign}.{digits}f")
+    """A number as it is read: rounded, and never "-0.0". Equal ones are read alike, whatever way they were added up."""
+    return format(round(round(value, 9), digits) + 0.0, f"{sign}.{digits}f")
 
 
 # --- expected accuracy of a choice among k of N ---------------------------------------------------------------------
@@ -143,7 +145,7 @@ def expected_accuracies(pool: Pool, method: Method, k: int, seed: int = 0) -> Ac
     if not 1 <= k <= pool.num_paths:
         raise ValueError(f"k is {k}, but every question has {pool.num_paths} paths: type a number from 1 to that.")
     if method == "noise_free":
-        if pool.noise_free is None:
+        if pool.noise_free is None or np.isnan(pool.noise_free).any():
             raise ValueError("Some questions have no noise-free path, so there is no noise_free accuracy.")
         return Accuracies(pool.noise_free, True)
     if method not in pool.methods:
@@ -200,6 +202,8 @@ def _vote_of_k(
         tally = gave @ ((not_above @ members + 0.5) * members)
     else:
         tally = (gave * weights(how, values, scores, lower)) @ members
+    whole = tally.sum(0)
+    tally = tally / np.where(whole > 0, whole, 1.0)  # as shares, so that a tie is one for the selector too
     tally = np.where(votes > 0, tally, -2.0)  # what is absent: below all
     if names[0] == "":
         tally[0] = np.minimum(tally[0], -1.0)  # no answer: below every answer, above what is absent
@@ -222,14 +226,15 @@ def _subsets(paths: int, k: int, seed: int) -> Float[np.ndarray, "N M"]:
 
 
 def of_rules(pool: Pool) -> dict[How, Float[np.ndarray, " Q"]]:
-    """How often each rule that can be measured is right with all of a question's paths."""
-    rules: list[How] = [how for how in HOWS if how in pool.methods]
-    return {how: expected_accuracies(pool, how, pool.num_paths).per_question for how in rules}
-
-
-def pick_of(accuracy: Mapping[How, float]) -> How:
-    """The rule with the highest accuracy; of equals the first."""
-    return max(accuracy, key=lambda how: round(float(accuracy[how]), 9))
+    """How often each rule that can be measured is right with all the paths of each question, few or many."""
+    found: dict[How, Float[np.ndarray, " Q"]] = {how: np.empty(len(pool)) for how in HOWS if how in pool.methods}
+    counts = [len(values) for values in pool.values]
+    for count in set(counts):
+        which = [q for q, own in enumerate(counts) if own == count]
+        alike = pool.take(which)
+        for how, right in found.items():
+            right[which] = expected_accuracies(alike, how, count).per_question
+    return found
 
 
 # --- telling right from wrong ---------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from latent_prm import files, weights
 from latent_prm.demo import prm_folder, reader_folder
 from latent_prm.options import BUILTIN, READABLE, Context, Sees
 from latent_prm.packing import PackedBatch, pack
-from latent_prm.pretrained import fetch, find_folder, loading
+from latent_prm.pretrained import fetch, fetch_weights, find_folder, loading
 from latent_prm.reading import Read, read_trees
 from latent_prm.tree import Path as LatentPath
 from latent_prm.tree import ReasoningTree
@@ -89,7 +89,7 @@ class QwenLatentPRM(nn.Module):
             model_path = find_folder(str(model_path), reader_folder)
             # transformers would load the checkpoint's dtype; bfloat16 parameters swallow updates of 2e-5.
             with loading(model_path):
-                backbone = fetch(AutoModel, model_path, dtype=torch.float32, trust_remote_code=False)
+                backbone = fetch_weights(AutoModel, model_path, dtype=torch.float32, trust_remote_code=False)
                 tokenizer = fetch(AutoTokenizer, model_path, trust_remote_code=False)
         self.backbone, self.tokenizer = backbone, tokenizer
         self.max_seq_length: int = 512
@@ -133,6 +133,19 @@ class QwenLatentPRM(nn.Module):
         """Where its parameters are."""
         return self.head.weight.device
 
+    @property
+    def num_positions(self) -> int | None:
+        """Up to where its backbone counts, what stands before and behind a chain too; None where it does not say."""
+        return getattr(self.backbone.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def has_position_table(self) -> bool:
+        """Whether its backbone looks positions up, learnt ones as a rule, so that it fails beyond the last."""
+        last, words = self.num_positions, self.backbone.get_input_embeddings()
+        tables = [part for part in self.backbone.modules() if isinstance(part, nn.Embedding) and part is not words]
+        learnt = last is not None and any(last <= table.num_embeddings <= last + 2 for table in tables)  # OPT skips two
+        return learnt or any(name.endswith("embed_positions") for name, _ in self.backbone.named_buffers())  # GPT-J
+
     def _new_head(self) -> nn.Linear:
         head = nn.Linear(self.hidden_size, 1, bias=False)
         nn.init.normal_(head.weight, std=0.02)
@@ -164,7 +177,7 @@ class QwenLatentPRM(nn.Module):
 
         Raises ValueError where the backbone cannot be packed, or has but one head.
         """
-        heads = self.backbone.config.get_text_config().num_attention_heads
+        heads = getattr(self.backbone.config.get_text_config(), "num_attention_heads", 0)  # state spaces have none
         if whom == "tree" and (not self.shares or heads % 2):
             raise ValueError(
                 f"--sees tree needs a backbone whose paths can be packed and an even number of heads, but "
@@ -196,7 +209,7 @@ class QwenLatentPRM(nn.Module):
         'last'
 
         Raises ``files.BadFile`` when the folder is not a checkpoint, is damaged, or is not all data: what its manifest
-        lists must be there as it was written. One without a manifest (exported, or made by hand) is believed.
+        lists must be there as it was written. One without a manifest (made by hand) is believed.
         """
         folder = checked_folder(checkpoint)
         described = files.load_json(folder / "config.json")

@@ -20,7 +20,7 @@ from torch.serialization import safe_globals
 
 from latent_prm import files
 from latent_prm.files import BadFile
-from latent_prm.grading import canonical
+from latent_prm.grading import canonical, halved
 from latent_prm.tree import Answer
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -104,6 +104,8 @@ def _entry(where: str, item: Any, room: list[int]) -> Entry:
     text, gold = item.get("question"), item.get("gold_answer")
     if type(text) is not str or not text.strip() or type(gold) not in (str, int, float, type(None)):
         raise BadFile(f"{where}: its text or its gold answer is none: {str(text)[:80]!r}, {str(gold)[:80]!r}.")
+    if halved(text + str(gold)):
+        raise BadFile(f"{where}: half of a character (a lone surrogate) is in its text or gold answer: {text[:80]!r}.")
     entry = Entry(where=where, question=text, gold="" if gold is None else str(gold))
     for k, path in enumerate(item["paths"]):
         name: Any = path.get("path_id") if type(path) is dict else None
@@ -170,7 +172,8 @@ def _latents(where: str, value: Any, room: list[int]) -> Float[Tensor, "T D"] | 
         found = found[:, 0]
     if found.ndim != 2 or found.shape[1] == 0:
         raise BadFile(f"{where}: its latent_history is {list(found.shape)}, but must be [T, 1, H] or [T, H].")
-    found = torch.empty(found.shape).copy_(found)  # not a view: the rest of the file need not stay
+    # A copy, not a view: the rest of the file need not stay. Some save them with the graph that they came from.
+    found = torch.empty(found.shape).copy_(found.detach())
     if not found.isfinite().all():
         raise BadFile(f"{where}: its latent_history has NaN or infinite elements.")
     return found if len(found) else None

@@ -47,6 +47,11 @@ def _at_least(least: float, **values: float | None) -> None:
             )
 
 
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed is {seed}: type a whole number from 0 to {2**63 - 1}.")
+
+
 _LOADING = ("model_path", "revision", "align", "device", "dtype")
 _GROWING = ("answers_per_leaf", "until_mixed", "noise_free", "keep_hidden")
 
@@ -90,9 +95,10 @@ class GrowthOptions:
     max_new_tokens: int | None = None
     """Longest answer, in tokens. Left out: what the reasoner's config names, else 256."""
     seed: int = 42
-    """Fixes the questions and every path."""
+    """Fixes the questions and every path; serve, which shows every latent, draws others than solve."""
 
     def __post_init__(self) -> None:
+        _check_seed(self.seed)
         _at_least(1, num_paths=self.num_paths, max_new_tokens=self.max_new_tokens)
         _at_least(0, latent_steps=self.latent_steps, noise=self.noise, temperature=self.temperature)
         for name, value in (("dropout", self.dropout or 0), ("top_p", 1 - self.top_p)):
@@ -345,6 +351,7 @@ class TrainOptions:
     """Print what the run would take of memory, and which settings fit 4, 6, 8 and 12 GB; load and write nothing."""
 
     def __post_init__(self) -> None:
+        _check_seed(self.seed)
         _at_least(1, num_epochs=self.num_epochs, batch_size=self.batch_size)
         _at_least(1, gradient_accumulation_steps=self.gradient_accumulation_steps)
         _at_least(1, max_seq_length=self.max_seq_length, save_steps=self.save_steps)
@@ -373,6 +380,11 @@ class TrainOptions:
                 raise ValueError(f"--{name} needs validation: type --val_size 0.1, or leave it out.")
         if self.lora_rank != TrainOptions.lora_rank and self.tuning != "lora":
             raise ValueError(f"--lora_rank is {self.lora_rank}, but only --tuning lora reads it: type that too.")
+        if self.correctness_weight and not self.use_prm_score:
+            raise ValueError(
+                f"--correctness_weight is {self.correctness_weight:g}: its head learns from right and wrong answers, "
+                "which --no-use_prm_score does without. Leave one of the two out."
+            )
         self.loss_terms()
         self.read_parts()
 
@@ -404,7 +416,7 @@ class TrainOptions:
                 close = get_close_matches(name, LOSSES, n=1)
                 meant = f"Did you mean {close[0]}?" if close else "Type one, or a sum as bce+0.5*listwise."
                 raise ValueError(f"--loss is {self.loss!r}, but {name!r} is none of {', '.join(LOSSES)}. {meant}")
-            if not re.fullmatch(r"\d+\.?\d*|\.\d+", weight) or not 0 < float(weight) < math.inf:
+            if not re.fullmatch(r"(\d+\.?\d*|\.\d+)([eE]-?\d+)?", weight) or not 0 < float(weight) < math.inf:
                 raise ValueError(f"--loss is {self.loss!r}: {weight!r} must be a number above 0, as in 0.5*{name}.")
             if name in terms:
                 raise ValueError(f"--loss is {self.loss!r}, which names {name} twice. Type it once, as 2*{name}.")
@@ -433,7 +445,7 @@ class EvaluateOptions:
     context: Context | None = None
     """What the model reads before the latents: the question's text, or nothing. Left out: as it was trained."""
     seed: int = 42
-    """Fixes the bootstrap."""
+    """Fixes the bootstrap, the halves (no --calibrate_on), what controls swap, MC-dropout and the rivals that learn."""
     device: Device = "auto"
     """cuda, cpu, or auto: CUDA when there is one, else the CPU, said aloud."""
     pack_tokens: int = 16384
@@ -442,6 +454,7 @@ class EvaluateOptions:
     """Carry on when a shard is damaged, naming it and leaving it out."""
 
     def __post_init__(self) -> None:
+        _check_seed(self.seed)
         _at_least(1, num_bootstrap=self.num_bootstrap, pack_tokens=self.pack_tokens)
         if not self.checkpoint:
             raise ValueError('--checkpoint names none. Type a folder as checkpoints/…/best, or "builtin".')
@@ -552,7 +565,8 @@ class SteerOptions(GrowthOptions):
     confidence: float | None = None
     """How sure anytime has to be that more paths would not mend its answer, to stop. Left out: 0.98."""
     pool_paths: int | None = None
-    """Paths per question of the unsteered pool that others are compared with. Left out: 4 times num_paths."""
+    """Paths per question of the unsteered pool that others are compared with, rounded up to a multiple of num_paths.
+    Left out: 4 times that."""
     num_bootstrap: int = 2000
     """Resamplings of the questions behind each interval."""
     output_dir: str = "reports"
@@ -628,7 +642,8 @@ class ReportOptions:
     """The file to write. Left out: report.html (of one result evaluation.html or steering.html) in PATH, and of shards
     reports/<folder>.html."""
     checkpoint: str | None = None
-    """The PRM that colours the trees. Left out: the one that PATH names, else "builtin" where it can read them."""
+    """The PRM that colours the trees. Left out: the one that PATH names; of shards "builtin", where it can read
+    them."""
     data_dir: str | None = None
     """Where the trees are. Left out: the folder that PATH names."""
     questions: int = 200
@@ -641,6 +656,7 @@ class ReportOptions:
     """Carry on when a shard is damaged, naming it and leaving it out."""
 
     def __post_init__(self) -> None:
+        _check_seed(self.seed)
         _at_least(0, questions=self.questions)
 
 

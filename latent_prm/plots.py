@@ -222,16 +222,17 @@ def calibration_curves(panels: Mapping[str, Mapping[str, Sequence[Bin]]], path: 
     _write([partial(draw, title, curves) for title, curves in panels.items()], path)
 
 
-def coverage_picture(curves: Mapping[str, Sequence[Coverage]], path: Path) -> None:
+def coverage_picture(curves: Mapping[str, Sequence[Coverage]], path: Path, of: str = "") -> None:
     """Write the accuracy of the answers given against the share of questions answered, surest first; a line per way of
-    telling how sure an answer is.
+    telling how sure an answer is. ``of`` ends the title.
     """
 
     def draw(axes: Axes) -> None:
         for (label, points), (colour, dash) in zip(curves.items(), ((RED, "-"), (ORANGE, "--")), strict=False):
             given = [(100 * p.coverage, 100 * p.accuracy) for p in points if p.accuracy is not None]
             axes.plot(*zip(*given, strict=True), color=colour, linestyle=dash, marker=".", label=label)
-        axes.set(xlabel="questions answered, %", ylabel="answers that are right, %", title="Answering only when sure")
+        axes.set(xlabel="questions answered, %", ylabel="answers that are right, %")
+        axes.set_title(f"Answering only when sure{of}")
         axes.set_xlim(0, 102)
         axes.legend(frameon=False, title="sure by")
 

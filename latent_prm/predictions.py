@@ -171,15 +171,15 @@ def coverage_curve(
 ) -> list[Coverage]:
     """Accuracy against coverage, from about 1 / ``points`` of the questions to all, the surest first.
 
-    Equally probable answers are given or withheld together.
+    Equally probable answers are given or withheld together. Without any answer there is no curve.
     """
-    order = np.sort(probability)[::-1]
-    wanted = np.unique(np.ceil(np.arange(1, points + 1) / points * len(order)).astype(int))
+    order = np.sort(probability[~np.isnan(probability)])[::-1]
+    wanted = np.unique(np.ceil(np.arange(1, points + 1) / points * len(order)).astype(int)) if len(order) else []
     thresholds = sorted({float(order[count - 1]) for count in wanted}, reverse=True)
     return [abstaining(probability, right, threshold) for threshold in thresholds]
 
 
 def abstaining(probability: Float[np.ndarray, " Q"], right: Bool[np.ndarray, " Q"], threshold: float) -> Coverage:
-    """What comes out where an answer less probable than ``threshold`` is withheld."""
+    """What comes out where an answer less probable than ``threshold`` is withheld; nan: there is none to give."""
     given = probability >= threshold
     return Coverage(threshold, float(given.mean()), float(right[given].mean()) if given.any() else None)

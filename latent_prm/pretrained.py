@@ -6,6 +6,7 @@ It also says which libraries load it.
 from __future__ import annotations
 
 import logging
+import pickle
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,15 +18,19 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig
+from transformers.utils import logging as transformers_logging
 
-from latent_prm import __version__
+from latent_prm import __version__, screen
 from latent_prm.demo import reasoner_folder
 from latent_prm.options import BUILTIN
 from latent_prm.reaching import causes, patiently
 from latent_prm.rows import first_line
 
 log = logging.getLogger(__name__)
+
+AGAIN = "Download it again, or type another --model_path."
 
 
 def versions(*more: str) -> dict[str, str]:
@@ -94,8 +99,35 @@ def fetch(kind: Any, folder: str, **settings: Any) -> Any:
     What config.json says is asked first: without it, others look for it several times, for half a minute each.
     """
     if kind is not AutoConfig and not Path(folder).is_dir():
-        fetch(AutoConfig, folder, **{name: settings[name] for name in settings if name != "dtype"})
-    return patiently(partial(kind.from_pretrained, folder, **settings), folder)
+        ours = ("dtype", "output_loading_info")
+        fetch(AutoConfig, folder, **{name: settings[name] for name in settings if name not in ours})
+    with _bars_where_watched():
+        return patiently(partial(kind.from_pretrained, folder, **settings), folder)
+
+
+@contextmanager
+def _bars_where_watched() -> Iterator[None]:
+    """Inside, transformers draws what it loads only where somebody looks."""
+    hidden = transformers_logging.is_progress_bar_enabled() and not screen.watched()
+    if hidden:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hidden:
+            transformers_logging.enable_progress_bar()
+
+
+def fetch_weights(kind: Any, folder: str, **settings: Any) -> Any:
+    """As `fetch`, with all of the model's weights: transformers makes up those that are not there, at random.
+
+    Raises ValueError where some are not.
+    """
+    model, found = fetch(kind, folder, output_loading_info=True, **settings)
+    if missing := sorted(found["missing_keys"]):
+        names = ", ".join(missing[:3]) + ", …" * (len(missing) > 3)
+        raise ValueError(f"{folder} lacks {len(missing)} of {type(model).__name__}'s weights: {names}. {AGAIN}")
+    return model
 
 
 def width_of(model_path: str, revision: str | None = None) -> int:
@@ -132,7 +164,22 @@ def loading(model_path: str) -> Iterator[None]:
             f"check the network, or download it elsewhere (hf download {model_path} --local-dir FOLDER) and type "
             "--model_path FOLDER."
         ) from error
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {model_path} are damaged: {first_line(error)}. {AGAIN}") from error
+    except pickle.UnpicklingError as error:  # its own text goes on to recommend the unsafe way of loading
+        raise ValueError(
+            f"The weights in {model_path} are damaged, or more than data, so they are not loaded. {AGAIN}"
+        ) from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(f"The weights in {model_path} have other shapes than its config.json says. {AGAIN}") from error
     except ValueError as error:
+        if "backend tokenizer" in str(error):  # in four lines, none of which says whose
+            raise ValueError(
+                f"{model_path} has no tokenizer that can be loaded: there is no tokenizer.json, or it needs "
+                "sentencepiece or tiktoken (pip install sentencepiece tiktoken). Put its model's files there."
+            ) from error
         if "Unrecognized model" not in str(error):
             raise
         raise ValueError(_no_model(model_path, error)) from error

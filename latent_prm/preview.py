@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from itertools import islice
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from latent_prm import screen
 from latent_prm.growth import Growth
 from latent_prm.memory import bill, held, spell, stored
 from latent_prm.options import CollectOptions
@@ -30,7 +30,7 @@ def preview(
     some = list(islice(questions, LOOKED_AT if total is None else min(total, LOOKED_AT)))
     for question in some:
         reasoner.check_length(question, growth)
-    console = Console(highlight=False, markup=False)
+    console = screen.console()
     console.print(_agents(growth))
     console.print()
     console.print(_figures(some, total, reasoner, growth, options))

@@ -130,7 +130,7 @@ class SearchProblem:
     def parse(cls, text: str) -> SearchProblem:
         """The problem behind a question's text. Raises ValueError when it is not of this form, naming the move."""
         found = _SEARCH.search(text)
-        if not found:
+        if not found or int(found[4]) < 1:
             raise ValueError(
                 f"not a search question: {text!r}. Write it as "
                 '"Start at 7. Moves: add 3, double. Reach 20 in 2 moves. Which numbers do you visit?"'

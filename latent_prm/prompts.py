@@ -207,7 +207,7 @@ def _text(value: Any, where: str) -> str:
 
 
 def _template(value: Any, where: str) -> str:
-    template = _text(value, where)
+    template = re.sub(rf"\{{\s*({'|'.join(PLACEHOLDERS)})\s*\}}", r"{\1}", _text(value, where))
     for word in re.findall(r"\{(\w+)\}", template):  # what resembles none of ours may be a formula's own braces
         if word not in PLACEHOLDERS and (close := get_close_matches(word.lower(), PLACEHOLDERS, 1, 0.8)):
             raise ValueError(f"{where} has {{{word}}}. Type {{{close[0]}}}.")

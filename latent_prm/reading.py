@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from latent_prm.tree import Path, ReasoningTree
+
+T = TypeVar("T")
+
+COPIED = {"hidden", "tip"}
+"""What is not read from where it is: data may be larger than memory, copies of all of them are not."""
+HANDFUL = 8
+"""Trees of which there is a copy at a time."""
 
 
 class Read(NamedTuple):
@@ -35,14 +42,17 @@ def read_trees(
     Raises ValueError when hidden states are asked for and a path has none.
     """
     contexts = tokens([tree.question for tree in trees]) if context else [[]] * len(trees)
-    seen = [_visible(tree, reads) for tree in trees]
+    seen = [visible(tree, reads) for tree in trees]
     tails = [_answers(tree, tokens) if "answer" in reads else {} for tree in trees]
     return [Read(*parts) for parts in zip(seen, contexts, tails, strict=True)]
 
 
-def _visible(tree: ReasoningTree, reads: Collection[str]) -> ReasoningTree:
-    """The tree with what is read for latents in their place."""
-    if not {"hidden", "tip"} & set(reads):
+def visible(tree: ReasoningTree, reads: Collection[str]) -> ReasoningTree:
+    """The tree with what is read for latents in their place: of tips and hidden states, a copy.
+
+    Raises ValueError as `read_trees`.
+    """
+    if not COPIED & set(reads):
         return tree
     leaves = set(tree.leaves()) if "tip" in reads else set()
     paths: list[Path] = []
@@ -59,6 +69,12 @@ def _visible(tree: ReasoningTree, reads: Collection[str]) -> ReasoningTree:
             parts = [torch.cat([part, path.tip[None]]) for part in parts]
         paths.append(replace(path, latents=torch.cat(parts, 1), tip=None, hidden=None))
     return replace(tree, paths=paths)
+
+
+def handfuls(items: Sequence[T], reads: Collection[str], hands: int = 1) -> Iterator[Sequence[T]]:
+    """The items, in order: all at once, or a few for each of so many hands where what is read of them is a copy."""
+    size = HANDFUL * hands if COPIED & set(reads) else max(1, len(items))
+    return (items[at : at + size] for at in range(0, len(items), size))
 
 
 def _answers(tree: ReasoningTree, tokens: Callable[[Sequence[str]], list[list[int]]]) -> dict[int, list[int]]:

@@ -24,10 +24,10 @@ from latent_prm.feedback import Dropout, LatentMap, SoftMixture, own_settings
 from latent_prm.growth import NOISE, NOISE_FREE, Chance, Growth, Row, Steer, branch, carry_on, draw, plan, quiet
 from latent_prm.memory import MOST_TOGETHER, Footprint, budget, footprint
 from latent_prm.options import BUILTIN, Align, Diversity
-from latent_prm.pretrained import fetch, find_folder, loading, pick_device
+from latent_prm.pretrained import fetch, fetch_weights, find_folder, loading, pick_device
 from latent_prm.prompts import Pipeline, load_pipeline, render
 from latent_prm.tasks import OwnTask, Question, Task, as_question, load_task
-from latent_prm.thought import CompiledStep, Thought, decode, likeliest_or_drawn
+from latent_prm.thought import CompiledStep, Thought, decode, likeliest_or_drawn, try_out
 from latent_prm.tree import Answer, ReasoningTree
 from latent_prm.tree import Path as LatentPath
 
@@ -50,6 +50,8 @@ class Reasoner:
             with torch.no_grad():
                 self.latent_map = LatentMap(model, align)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        if self.pad >= len(model.get_input_embeddings().weight):  # a token was added, but no row for it; it is masked
+            self.pad = 0
         stop = model.generation_config.eos_token_id
         self.stop = {tokenizer.eos_token_id, *(stop if isinstance(stop, list) else [stop])} - {None}
         self.config = model.config.get_text_config()
@@ -75,7 +77,8 @@ class Reasoner:
         its config names one, else ``ridge``. ``compiled`` steps run on a static cache: worth it on a GPU, for hundreds
         of questions (None: on a GPU). Without ``weights`` it can plan a growth, but not grow.
 
-        Raises ValueError when there is no such model, it cannot be had, or the device does not exist.
+        Raises ValueError when there is no such model, it cannot be had, it cannot think (`try_out`), or the device does
+        not exist.
         """
         where, folder = pick_device(device), find_folder(model_path)
         if dtype == "auto":  # the built-in one is so small that exactness costs it a tenth of its time
@@ -84,7 +87,7 @@ class Reasoner:
             at: dict[str, Any] = {"trust_remote_code": False} | ({"revision": revision} if revision else {})
             tokenizer = fetch(AutoTokenizer, folder, **at)
             if weights:
-                model: Any = fetch(AutoModelForCausalLM, folder, dtype=getattr(torch, dtype), **at)
+                model: Any = fetch_weights(AutoModelForCausalLM, folder, dtype=getattr(torch, dtype), **at)
                 model = model.to(where)
             else:
                 config = fetch(AutoConfig, folder, **at)
@@ -92,6 +95,8 @@ class Reasoner:
                     model = AutoModelForCausalLM.from_config(
                         config, dtype=getattr(torch, dtype), trust_remote_code=False
                     )
+        if model_path != BUILTIN:
+            try_out(model)
         on_gpu = where.type == "cuda"
         reasoner = cls(model, tokenizer, model_path, align, on_gpu if compiled is None else compiled)
         reasoner.device = where
@@ -290,7 +295,7 @@ class Reasoner:
         steer: Steer | None = None,
     ) -> list[list[LatentPath]]:
         """`_grow`, in pieces as large as the memory allows."""
-        most = 1 if questions and self._slides(questions, growth) else self.most_together or len(questions)
+        most = 1 if questions and self._feels(questions, growth) else self.most_together or len(questions)
         if len(questions) > most:
             pieces = [questions[start : start + most] for start in range(0, len(questions), most)]
             return [paths for piece in pieces for paths in self._fitting(piece, task, growth, roots, noise_free, steer)]
@@ -323,8 +328,12 @@ class Reasoner:
             "--dtype bfloat16, or a smaller --model_path."
         )
 
-    def _slides(self, questions: Sequence[Question], growth: Growth) -> bool:
-        """Whether padding could push a position out of a sliding window, so that batch-mates would be felt."""
+    def _feels(self, questions: Sequence[Question], growth: Growth) -> bool:
+        """Whether batch-mates could be felt: their padding pushes a position out of a sliding window, or their length
+        decides the rotation of all (LongRoPE)."""
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        if rope.get("rope_type") == "longrope":
+            return self._capacity(questions, growth) > rope["original_max_position_embeddings"]
         window: int | None = getattr(self.config, "sliding_window", None)
         kinds = getattr(self.config, "layer_types", None)
         if window is None or not (kinds is None or any("sliding" in kind for kind in kinds)):
@@ -387,7 +396,7 @@ class Reasoner:
 
     def _capacity(self, questions: Sequence[Question], growth: Growth) -> int:
         """Positions of these questions side by side, each prompt padded to the longest one of them."""
-        longest = [max(column) for column in zip(*(self._prompts(q, growth) for q in questions), strict=True)]
+        longest = [max(column) for column in zip(*(self.prompt_lengths(q, growth) for q in questions), strict=True)]
         return sum(longest) + growth.latent_steps + growth.max_new_tokens
 
     def _chance(self, questions: Sequence[Question], rows: Sequence[Row], growth: Growth, run: int) -> Chance:
@@ -418,11 +427,10 @@ class Reasoner:
         ]
         index, number = [i for i, _ in leaves], [m for _, m in leaves]
         thought.select(index)
-        cap = getattr(self.config, "final_logit_softcapping", None)
         choose = likeliest_or_drawn(
-            chance.answers[index, number], chance.disturbed[index] == 0, growth.temperature, growth.top_p, cap
+            chance.answers[index, number], chance.disturbed[index] == 0, growth.temperature, growth.top_p
         )
-        tokens, truncated, surety = decode(thought, growth.max_new_tokens, self.stop, choose, cap)
+        tokens, truncated, surety = decode(thought, growth.max_new_tokens, self.stop, choose)
         texts = [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
         for (i, _), text, cut, sure in zip(leaves, texts, truncated, surety, strict=True):
             row = rows[i]
@@ -483,7 +491,7 @@ class Reasoner:
         prompt = growth.runs[agent].prompt if agent < len(growth.runs) else growth.judger
         return render(self.tokenizer, prompt or "", question, growth.think, later=agent > 0)
 
-    def _prompts(self, question: Question, growth: Growth) -> list[int]:
+    def prompt_lengths(self, question: Question, growth: Growth) -> list[int]:
         """The length of each prompt that is read on the way, the judger's last."""
         prompts = [run.prompt for run in growth.runs if run.prompt is not None]
         prompts += [growth.judger] if growth.judger is not None else []
@@ -491,18 +499,18 @@ class Reasoner:
 
     def positions(self, question: Question, growth: Growth) -> int:
         """Positions from the first prompt to the end of the longest answer."""
-        return sum(self._prompts(question, growth)) + growth.latent_steps + growth.max_new_tokens
+        return sum(self.prompt_lengths(question, growth)) + growth.latent_steps + growth.max_new_tokens
 
     def footprint(self, question: Question, growth: Growth) -> Footprint:
         """What growing one question takes of the memory, beside the weights."""
-        return footprint(self.config, self.model.dtype.itemsize, growth, self._prompts(question, growth))
+        return footprint(self.config, self.model.dtype.itemsize, growth, self.prompt_lengths(question, growth))
 
     def check_length(self, question: Question, growth: Growth) -> None:
         """Raises ValueError when the question needs more positions than the model has."""
         limit = getattr(self.config, "max_position_embeddings", None)
         needed = self.positions(question, growth) if limit else 0
         if limit and needed > limit:
-            read = sum(self._prompts(question, growth))
+            read = sum(self.prompt_lengths(question, growth))
             raise ValueError(
                 f"Question {question.id!r} needs {needed} positions ({read} to read, {growth.latent_steps} "
                 f"latents, {growth.max_new_tokens} to answer), but the reasoner has {limit}. "

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from latent_prm import chronicle, confidence, exhibits, files, preflight, sheet
+from latent_prm import chronicle, confidence, exhibits, files, kinship, preflight, sheet
 from latent_prm.explorer import explorer_data, pick_trees
 from latent_prm.files import load_json
 from latent_prm.grading import question_digest
@@ -141,6 +141,7 @@ def gather(place: Place, options: ReportOptions) -> list[Section]:
     if place.steering:
         said, reports = exhibits.load_steering(place.steering)
         sections += exhibits.steering_sections(said, reports)
+        grove.checkpoint = grove.checkpoint or _text((said.get("options") or {}).get("checkpoint"))
     if place.run:
         sections = chronicle.run_sections(place.folder) + sections
         if not place.evaluation:
@@ -251,7 +252,9 @@ def explore(grove: Grove, options: ReportOptions) -> Sequence[Part]:
     else:
         folder = checkpoint_folder(grove.checkpoint or BUILTIN)
         calibrated = confidence.load(folder) if (folder / confidence.FILE).is_file() else None
+        here = kinship.growers(grove.data_dir) if grove.data_dir else ()
         lines.append(f"Values are predicted by {grove.checkpoint}.")
+        calibrated = kinship.believed(grove.checkpoint or BUILTIN, model, calibrated, here, lines.append)
     if len(shown) < len(grove.trees):
         lines.append(f"{len(shown)} of {len(grove.trees):,} trees, mixed ones first (--questions for more).")
     return [Words(lines), Explorer(explorer_data(shown, len(grove.trees), model, calibrated, grove.context))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -41,16 +42,24 @@ def run_folder(options: TrainOptions) -> Path | None:
     if options.resume == "auto":
         return Path(options.output_dir) if options.output_dir else _newest_run(Path("checkpoints"))
     path = Path(options.resume or "")
-    folder = path.parent if (path / "training_state.json").exists() else path
+    # Of "." the parent is "." to pathlib; and a checkpoint that is a link belongs to the run that it is linked in.
+    folder = Path(os.path.normpath(path / "..")) if (path / "training_state.json").exists() else path
     if not folder.is_dir():
         raise ValueError(f"--resume is {path}, but there is no such folder. Type a run folder, a checkpoint or auto.")
-    if not ((folder / "config.json").is_file() or _checkpoints(folder)):
+    if not (is_run(folder) or _checkpoints(folder)):
         raise ValueError(f"--resume is {path}, which is no run. Type a folder as checkpoints/qwen_prm_…, or auto.")
     if options.output_dir and Path(options.output_dir).resolve() != folder.resolve():
         raise ValueError(
             f"--resume goes on in {folder}, but --output_dir is {options.output_dir}. Leave --output_dir out."
         )
     return folder
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun in a folder: its config.json is a run's, not a model's. Raises BadFile for damage."""
+    path = folder / "config.json"
+    said = files.load_json(path) if path.is_file() else None
+    return isinstance(said, dict) and {"options", "resolved"} <= said.keys()
 
 
 def _newest_run(root: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""Local files of questions, row by row: .jsonl, .csv and .parquet.
+"""Local files of questions, row by row: .jsonl, .json, .csv and .parquet.
 
 This room hides how each kind is read and checked, and names the line or row in which something is wrong.
 """
@@ -17,7 +17,7 @@ DATA = 'pip install "latent-prm[data]"'
 
 
 def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
-    """The rows of a .jsonl, .csv or .parquet file, each with the words that name it: ``q.csv, line 3``.
+    """The rows of a .jsonl, .json, .csv or .parquet file, each with the words that name it: ``q.csv, line 3``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -25,7 +25,7 @@ def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None or not path.is_file():
-        raise FileNotFoundError(f"No such question file: {path}. Type the path of a .jsonl, .csv or .parquet file.")
+        raise FileNotFoundError(f"No such question file: {path}. Type the path of a {', '.join(READERS)} file.")
     yield from reader(path)
 
 
@@ -44,12 +44,32 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
             yield where, row
 
 
+def _json(path: Path) -> Iterator[tuple[str, Row]]:
+    """A list of objects, or lines as those of a .jsonl file, as some call it."""
+    written = path.read_bytes()
+    if not written.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        yield from _jsonl(path)
+        return
+    try:
+        rows = json.loads(written.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not JSON in UTF-8 ({error}). Write a list of objects, or one in each line."
+        ) from None
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, row {number} is not a JSON object. Each row must be one.")
+        yield f"{path}, row {number}", row
+
+
 def _csv(path: Path) -> Iterator[tuple[str, Row]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         line = 1
         try:
             header = next(reader, [])
+            if twice := [name for name in header if name and header.count(name) > 1]:
+                raise csv.Error(f"its header names the column {twice[0]!r} twice: rename one")
             line = reader.line_num + 1
             for cells in reader:
                 if len(cells) > len(header):
@@ -79,6 +99,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
 
 READERS: dict[str, Callable[[Path], Iterator[tuple[str, Row]]]] = {
     ".jsonl": _jsonl,
+    ".json": _json,
     ".csv": _csv,
     ".parquet": _parquet,
 }

@@ -34,7 +34,9 @@ from latent_prm.model import QwenLatentPRM
 from latent_prm.options import TrainOptions
 from latent_prm.pretrained import versions
 from latent_prm.ranks import Ranks
+from latent_prm.reading import handfuls
 from latent_prm.shards import scan
+from latent_prm.stopping import ending_on_sigterm
 from latent_prm.tree import ReasoningTree
 from latent_prm.watching import Watch, remarks
 
@@ -42,6 +44,8 @@ log = logging.getLogger(__name__)
 
 LONG = 1000
 """Optimizer steps from which on compiling wins back the minute it takes on a GPU."""
+MODEL = ("config.json", "model.safetensors", "pytorch_model.bin", "training_state.json")
+"""Files by which a model, or a checkpoint, is known."""
 
 
 class Place(NamedTuple):
@@ -53,13 +57,16 @@ class Place(NamedTuple):
 
 
 def place(options: TrainOptions) -> Place:
-    """The run's folder, new or to be gone on in. Raises ValueError where it would land on another or on data."""
+    """The run's folder, new or to be gone on in. Raises ValueError where it would land on a run, a model or data."""
     resumed = resuming.run_folder(options) if options.resume else None
     folder = resumed or new_run_folder(options.output_dir)
-    begun = (folder / "config.json").is_file()
-    if not begun and (scan(folder)[0] or folder.resolve() == Path(options.data_dir).resolve()):
-        way_out = "Type a folder that is not there yet: shards stand by themselves."
-        raise ValueError(f"--output_dir is {folder}, which holds something else: shards. {way_out}")
+    if not resuming.is_run(folder):
+        found = next((name for name in MODEL if (folder / name).exists()), None)
+        if scan(folder)[0] or folder.resolve() == Path(options.data_dir).resolve():
+            found = "shards"
+        if found:
+            way_out = "Type a folder that is not there yet: a run stands by itself."
+            raise ValueError(f"--output_dir is {folder}, which holds something else: {found}. {way_out}")
     return Place(folder, resumed is not None, (folder / resuming.FINISHED).exists())
 
 
@@ -77,7 +84,7 @@ def new_run_folder(output_dir: str | None) -> Path:
 def opened(where: Place, ranks: Ranks, level: str) -> Iterator[None]:
     """The folder is this run's alone, swept, and what is said goes into training.log; only the first process speaks.
 
-    A new folder goes again where a run fails before anything else stands in it.
+    A new folder goes again where a run fails, or is stopped, before anything else stands in it.
     """
     if not ranks.first:
         logging.getLogger("latent_prm").setLevel(logging.ERROR)
@@ -85,14 +92,18 @@ def opened(where: Place, ranks: Ranks, level: str) -> Iterator[None]:
         return
     way_out = "Wait until it is through, or type another --output_dir."
     folder, fresh = where.folder, not where.folder.exists()
-    with files.lock(folder / ".lock", "training", way_out), log_lines(folder / "training.log", level):
+    with (
+        ending_on_sigterm(),
+        files.lock(folder / ".lock", "training", way_out),
+        log_lines(folder / "training.log", level),
+    ):
         for torn in files.sweep(folder):
             log.warning(f"[Trainer] {torn.name} removed: a write that was cut off.")
         if not where.resumed:
             new_run_folder(str(folder))  # nobody was quicker
         try:
             yield
-        except Exception:
+        except BaseException:
             if fresh and {path.name for path in folder.iterdir()} <= {".lock", "training.log"}:
                 files.remove_folder(folder)
             raise
@@ -127,6 +138,7 @@ class Run:
         self.origin, checkpoint = ranks.same(self._origin(lessons) if ranks.first else ({}, None))
         self.model = self._build(wide, checkpoint)
         self.train, self.validation = self._as_read(self.train), self._as_read(self.validation)
+        check_positions(self.model, [*self.train, *self.validation])
         layers = decoder_layers(self.model.backbone)
         self.module = ranks.spread(self.model, layers, options.parallel)
         if options.compile == "on" or (
@@ -215,8 +227,11 @@ class Run:
         self.model.zero_grad()
 
     def _as_read(self, items: Sequence[Lesson]) -> list[Lesson]:
-        read = self.model.as_read([item.tree for item in items])
-        return [item._replace(**own._asdict()) for item, own in zip(items, read, strict=True)]
+        """With what is read beside latents; these stay in the mapped shards until a step or validation wants them."""
+        few = handfuls(items, self.model.reads)
+        read = (own for some in few for own in self.model.as_read([item.tree for item in some]))
+        beside = [(context, tails) for _, context, tails in read]
+        return [item._replace(context=own[0], tails=own[1]) for item, own in zip(items, beside, strict=True)]
 
     def autocast(self) -> torch.autocast:
         """The arithmetic of the forward pass."""
@@ -262,6 +277,27 @@ class Run:
             self.watch.record(self.state.step, self.state.epoch, **values)
             for remark in remarks(self.entries, self.options):
                 log.warning(f"[Trainer] {remark}")
+
+
+def check_positions(model: QwenLatentPRM, items: Sequence[Lesson]) -> None:
+    """Raises ValueError where a chain, with what stands before and behind it, reaches beyond the last position."""
+    last = model.num_positions
+    if last is None or not model.has_position_table:
+        return
+    chains: list[tuple[int, int]] = []
+    for item in items:
+        leaves = set(item.tree.leaves()) if "tip" in model.reads else set()
+        for path in item.targets:
+            tip = path in leaves and item.tree.paths[path].tip is not None
+            latents = min(item.tree.chain_length(path) + tip, model.max_seq_length)
+            chains.append((latents, len(item.context) + len(item.tails.get(path, ()))))
+    if (taken := max(latents + around for latents, around in chains)) > last:
+        left = last - max(around for _, around in chains)
+        way_out = f"--max_seq_length {left}" if left > 0 else "--context none"
+        raise ValueError(
+            f"A question and a chain take {taken} positions, but {type(model.backbone).__name__} has {last}. "
+            f"Type {way_out}, or another --model_path."
+        )
 
 
 def decoder_layers(backbone: nn.Module) -> list[nn.Module]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from latent_prm.feedback import logits_of
 from latent_prm.growth import Growth
 from latent_prm.model import QwenLatentPRM
 from latent_prm.reasoner import Reasoner
@@ -89,7 +90,7 @@ class HeuristicScorer:
             values, leaves = np.zeros(len(tree.paths)), tree.leaves()
             tips = torch.stack([tip for i in leaves if (tip := tree.paths[i].tip) is not None])
             hidden = tips.to(self.reasoner.device, self.head.weight.dtype) / self.reasoner.latent_map.factor
-            logs = self.head(hidden).double().log_softmax(-1)
+            logs = logits_of(self.reasoner.model, hidden).double().log_softmax(-1)
             entropy = -(logs.exp() * logs).sum(-1) / np.log(logs.shape[-1])
             values[leaves] = (1 - entropy).clamp(0, 1).cpu().numpy()
             self.cost += len(leaves) * self.each

@@ -24,6 +24,7 @@ import torch
 from latent_prm import columns, files, foreign, seals
 from latent_prm.columns import FORMAT
 from latent_prm.files import BadFile
+from latent_prm.grading import halved
 from latent_prm.options import CollectOptions, EvaluateOptions, TrainOptions
 from latent_prm.tree import ReasoningTree
 
@@ -72,6 +73,9 @@ def write_shard(
         raise FileExistsError(f"{path} is a finished shard. Choose another name.")
     data = columns.pack(trees)
     columns.check(path, data)
+    if odd := [tree for tree in trees if halved(tree.question_id + tree.question + tree.gold)]:
+        half = "half of a character (a lone surrogate) is in its id, text or gold"
+        raise ValueError(f"question {odd[0].question_id!r}: {half}. Leave the question out.")
     metadata_path(path).unlink(missing_ok=True)  # a mark whose .pt was deleted must not vouch for the new one
     sha256 = files.save_tensors(data, path)
     mark = {"format": FORMAT, "data_file": path.name, "sha256": sha256, "size": path.stat().st_size}
@@ -153,7 +157,8 @@ def why_left_out(path: pathlib.Path) -> str:
     if foreign.looks_foreign(path):
         folder = shlex.quote(str(path.parent))
         return f"{lacks}, and looks like another program's. Type: latent-prm convert {folder} --output_dir FOLDER"
-    return f"{lacks}, so it is unfinished."
+    reason = foreign.unreadable(path)
+    return f"{lacks}, and cannot be read: {reason}" if reason else f"{lacks}, so it is unfinished."
 
 
 def load_trees(
@@ -257,6 +262,7 @@ def no_data(folder: str | pathlib.Path, way_out: str = "pass --data_dir", **coll
     names = ", ".join(path.name for path in chain(*scan(folder)))
     which = "No intact and finished .pt files found" if names else "No .pt files found"
     there = f" (there are {names})" if names else ""
+    there += "".join(f"\n{reason}" for path in scan(folder)[1] if (reason := foreign.unreadable(path)))
     return NoData(f'{which} in {folder}{there}\nRun "{command("collect", **collected)}" first, or {way_out}.')
 
 

@@ -192,7 +192,7 @@ class _Writer:
                 return self.tabs(part)
             case Explorer():
                 self.trees = part.data
-                return _EXPLORER
+                return _EXPLORER if part.data["valued"] else _EXPLORER.replace(_VALUES, "")
 
     def chart(self, part: Chart) -> str:
         self.charts.append(part.figure)
@@ -240,7 +240,10 @@ def _table(table: Table) -> str:
     )
 
 
-_EXPLORER = """<div id="explorer">
+_VALUES = """<h4>The value along each path</h4>
+<div class="canvas"><svg id="values"></svg></div>
+"""
+_EXPLORER = f"""<div id="explorer">
 <form class="filters" role="search" aria-label="Which questions">
 <label>Show <select id="show"></select></label>
 <label id="of-task">Task <select id="task"></select></label>
@@ -258,9 +261,7 @@ _EXPLORER = """<div id="explorer">
 <div id="legend" class="legend"></div>
 <div class="canvas" id="canvas"><svg id="tree"></svg></div>
 <p id="picked" role="status"></p>
-<h4>The value along each path</h4>
-<div class="canvas"><svg id="values"></svg></div>
-<details id="as-table"><summary>This tree as a table</summary><div class="wide" tabindex="0" role="region"
+{_VALUES}<details id="as-table"><summary>This tree as a table</summary><div class="wide" tabindex="0" role="region"
 aria-label="This tree as a table"><table id="rows"></table></div></details>
 </div></div></div>
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,8 @@ from transformers.pytorch_utils import Conv1D
 from latent_prm.demo import reader_folder
 from latent_prm.files import BadFile
 from latent_prm.growth import NUM_PATHS
-from latent_prm.lessons import Lesson
+from latent_prm.lessons import Lesson, chance
+from latent_prm.losses import StepLoss
 from latent_prm.memory import bill, held, spell
 from latent_prm.optimizers import autocast_dtype
 from latent_prm.options import TrainOptions
@@ -338,13 +340,13 @@ def read(options: TrainOptions) -> Reading:
 
     Raises ``files.BadFile`` for a damaged shard, without --skip_bad_files.
     """
-    found = [Lesson.of(tree, options.use_prm_score) for tree in _trees(options)]
+    reads, tokenizer = options.read_parts(), None
+    found = [Lesson.of(tree, options.use_prm_score, "answer" in reads) for tree in _trees(options)]
     lessons, asks = [one for one in found if one.targets][:SAMPLED], options.context == "question"
     if not lessons:
         columns = QUESTION * asks + NUM_PATHS * LATENTS
         like = f"{NUM_PATHS} paths of {LATENTS} latents" + f" to a question of {QUESTION} tokens" * asks
         return Reading(columns / NUM_PATHS, columns, None, f"no labelled paths in {options.data_dir}; say {like}")
-    reads, tokenizer = options.read_parts(), None
     if asks or "answer" in reads:
         folder = find_folder(options.model_path, reader_folder)
         with loading(folder):
@@ -355,9 +357,10 @@ def read(options: TrainOptions) -> Reading:
 
     sizes = []
     seen = read_trees([lesson.tree for lesson in lessons], reads, tokens, asks)
-    for lesson, (tree, context, tails) in zip(lessons, seen, strict=True):
+    for lesson, own in zip(lessons, seen, strict=True):
+        step = StepLoss([lesson._replace(**own._asdict())], options, partial(chance, options.seed))  # may add chains
         longest = options.max_seq_length
-        packs = pack([tree], [context], wanted=[lesson.targets], tails=[tails], max_seq_length=longest)
+        packs = pack(step.trees, [own.context], wanted=step.wanted, tails=step.tails, max_seq_length=longest)
         sizes.append(sum(batch.num_tokens for batch in packs))
     paths, width = sum(len(lesson.targets) for lesson in lessons), seen[0].tree.paths[0].latents.shape[1]
     said = f"{paths / len(lessons):.1f} labelled paths to a question, {sum(sizes) / len(lessons):.1f} columns"

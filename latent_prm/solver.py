@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from latent_prm import confidence as calibrations
-from latent_prm import kinship, preflight
+from latent_prm import kinship, preflight, screen
 from latent_prm.confidence import Confidence, abstains
 from latent_prm.doubt import lower_bounds
 from latent_prm.growth import Growth, Steer, every_latent
@@ -49,7 +49,7 @@ def main(options: SolveOptions) -> Choice:
     confidence = believed(options, confidence, model, reasoner)
     grown = grow(options, reasoner, model, confidence)
     choice = decide(options, grown, model, confidence)
-    console = Console(highlight=False, markup=False)
+    console = screen.console()
     print_vote(grown, choice, console)
     console.print(Text(said(grown, choice, options.abstain), style="bold"))
     for line in remarks(options, choice, confidence):
@@ -194,7 +194,7 @@ def decide(options: SolveOptions, grown: Grown, model: QwenLatentPRM, confidence
 
 def print_vote(grown: Grown, choice: Choice, console: Console | None = None) -> None:
     """Print every answer with its paths, its share of the predicted scores and its best one; the chosen in bold."""
-    console = console or Console(highlight=False, markup=False)
+    console = console or screen.console()
     tree, found = grown.tree, grown.ballots()
     weight = shares(found.values, found.scores)
     right = dict(zip(found.values, found.correct, strict=True))
@@ -228,6 +228,8 @@ def said(grown: Grown, choice: Choice, abstain: float = 0.0) -> str:
 
 def remarks(options: SolveOptions, choice: Choice, confidence: Confidence | None) -> list[str]:
     """What a reader has to know of the answer, a line each: by which rule, and what its probability is worth."""
+    if choice.value == "":
+        return []
     lines = []
     if options.select != "auto":
         lines.append(f"Chosen by {options.select}.")
@@ -235,8 +237,11 @@ def remarks(options: SolveOptions, choice: Choice, confidence: Confidence | None
         lines.append(f"Chosen by {confidence.picked}.")
     if choice.probability is None:
         lines.append(f"This probability is not calibrated. Calibrate it: {_how_to_calibrate(options)}")
-    elif options.steer is not None:
+        return lines
+    if options.steer is not None:
         lines.append("This probability was calibrated on paths that nobody steered.")
+    if confidence is not None and confidence.tasks and options.task not in confidence.tasks:
+        lines.append(f"This probability was calibrated on questions of other tasks: {', '.join(confidence.tasks)}.")
     return lines
 
 

@@ -16,16 +16,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
-from itertools import groupby, islice
-from operator import attrgetter
+from itertools import accumulate, groupby, islice
+from math import comb
+from operator import attrgetter, mul
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from tqdm import tqdm
 
 from latent_prm import confidence as calibrations
-from latent_prm import kinship, preflight
+from latent_prm import kinship, preflight, screen
 from latent_prm.contest import COSTS, UNSTEERED, Costs, Report, Tried, Unsteered, compare, print_reports
 from latent_prm.files import save_json
 from latent_prm.growth import Growth, every_latent
@@ -119,7 +121,7 @@ class Bench:
     def try_all(self) -> tuple[list[Tried], list[Unsteered]]:
         """Every method by every scorer, after the rivals; and the unsteered pool, scored by each."""
         total = (2 + len(self.scorers) * len(self.methods)) * len(self.questions)
-        with tqdm(total=total, desc="Steering", unit=" trees") as bar:
+        with screen.bar(total=total, desc="Steering", unit=" trees") as bar:
             trees, costs = self._grow(self._plainly(self.pool_growth), bar)
             unsteered = [self._scored(trees, costs, scorer) for scorer in self.scorers]
             tried = [self._noise_free(bar)]
@@ -156,7 +158,7 @@ class Bench:
         return Tried("noise-free path", "", right, costs, np.zeros(len(right)))
 
     def _scored(self, trees: Sequence[ReasoningTree], costs: Costs, scorer: Scorer) -> Unsteered:
-        """The pool with this scorer's scores. Its cost is known of one path and of all."""
+        """The pool with this scorer's scores. What answers and scores cost rises evenly from one path to all."""
         ends, billed, costs = [tree.offered() for tree in trees], [], costs.copy()
         for some in ([each[:1] for each in ends], ends):
             before = scorer.cost
@@ -164,14 +166,28 @@ class Bench:
             billed.append((scorer.cost - before) / len(trees))
         answers = [[tree.paths[i].answers[0] for i in each] for tree, each in zip(trees, ends, strict=True)]
         first = costs / np.array([[len(each)] for each in ends])
-        first[:, 0] = costs[:, 0]  # prompts are read once
         first[:, -1], costs[:, -1] = billed
+        n = self.pool_growth.num_paths
+        spent = first + (costs - first) * np.arange(n)[:, None, None] / max(1, n - 1)
+        spent[:, :, :2] = np.swapaxes([self._shared(question) for question in self.questions], 0, 1)
         pool = Pool(
             values=[[answer.value for answer in each] for each in answers],
             correct=[np.array([answer.correct for answer in each]) for each in answers],
             scores=scores,
         )
-        return Unsteered(scorer.name, pool, first, costs, self.options.select)
+        return Unsteered(scorer.name, pool, spent, self.options.select)
+
+    def _shared(self, question: Question) -> Float[np.ndarray, "N 2"]:
+        """The prompt tokens and latents of 1, 2, … and all paths: those that share an ancestor pay for it once."""
+        growth, prompts = self.pool_growth, self.reasoner.prompt_lengths(question, self.pool_growth)
+        found = np.zeros((growth.num_paths, 2))
+        for k in range(1, growth.num_paths + 1):
+            thinking = ancestors(growth, k)
+            reading = [rows for run, rows in zip(growth.runs, [1.0, *thinking], strict=False) if run.prompt is not None]
+            reading += [thinking[-1]] if growth.judger is not None else []
+            latents = sum(run.latent_steps * rows for run, rows in zip(growth.runs, thinking, strict=True))
+            found[k - 1] = np.dot(prompts, reading), latents
+        return found
 
     def _try(self, name: str, scorer: Scorer, bar: tqdm[Any]) -> Tried:
         bar.set_postfix_str(f"{name} by {scorer.name}")
@@ -185,7 +201,7 @@ class Bench:
         grown, costs = self._grow(lambda batch: guide.grow(self.reasoner, batch, self.task, growth), bar)
         chosen = [each.tree.paths[each.choose(self.options.select).index].answers[0].correct for each in grown]
         paths = np.array([len(each.tree.offered()) for each in grown], dtype=float)
-        return Tried(name, scorer.name, np.array(chosen, dtype=float), costs, paths)
+        return Tried(name, scorer.name, np.array(chosen, dtype=float), costs, paths, growth.num_paths)
 
     def _guide(self, name: str, scorer: Scorer) -> Guide:
         if name == "anytime":
@@ -198,6 +214,13 @@ class Bench:
         mean = partial(bootstrap_interval, num_bootstrap=self.options.num_bootstrap, seed=self.options.seed)
         tasks = [question.task for question in self.questions]
         return compare(tried, unsteered, tasks, self.growth.num_paths, self.settled, mean)
+
+
+def ancestors(growth: Growth, k: int) -> list[float]:
+    """How many paths of each run k leaves stand on, on average over all sets of k."""
+    leaves, counts = growth.num_paths, accumulate((run.branches for run in growth.runs), mul)
+    sets = comb(leaves, k)  # in some of them no leaf stands on a given path
+    return [count * (sets - comb(leaves - leaves // count, k)) / sets for count in counts]
 
 
 def _names(typed: str, known: Sequence[str], option: str) -> list[str]:

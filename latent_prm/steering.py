@@ -7,6 +7,7 @@ preset's name; its `grow` gives finished trees with the final score and the vote
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -39,6 +40,8 @@ from latent_prm.selector import Candidates, Choice, How, candidates_of, choose_a
 from latent_prm.settling import CONFIDENCE, Settled, by_agreement, by_prm, rounds
 from latent_prm.tasks import Question, Task
 from latent_prm.tree import ReasoningTree
+
+log = logging.getLogger(__name__)
 
 # --- guides ---------------------------------------------------------------------------------------------------------
 
@@ -96,6 +99,11 @@ class Steering:
     """Share of the paths that begin."""
     _merged: dict[str, dict[int, int]] = field(default_factory=dict)
     """By question, the votes that a path was given by those merged into it."""
+    _warned: bool = False
+
+    @property
+    def _steers(self) -> bool:
+        return self.rule is not none or self.merge is not None
 
     def grow(
         self, reasoner: Reasoner, questions: Sequence[Question], task: Task, growth: Growth | None = None
@@ -105,7 +113,9 @@ class Steering:
         Raises ValueError as `Reasoner.grow`, and when nobody thinks so many latents as ``after`` says.
         """
         growth = every_latent(keeping(growth or reasoner.growth(), self.scorer), self.begin)
-        self._turns(growth)
+        if not self._turns(growth) and self._steers and not self._warned:
+            log.warning("%s steers nothing: no path has a second latent, after the first of which it could.", self.name)
+            self._warned = True
         trees = reasoner.grow(questions, task, growth, steer=self)
         ends = [tree.offered() for tree in trees]
         worths = score_ends(self.scorer, trees, ends)
@@ -119,7 +129,7 @@ class Steering:
             if all(tree.paths[i].parent is None for i in frontier):
                 self._merged[tree.question_id] = {}
         turns = self._turns(growth)
-        if run not in turns or (self.rule is none and self.merge is None):
+        if run not in turns or not self._steers:
             return [[1] * len(frontier) for frontier in frontiers]
         asked = self.rule is not none
         worths = score_ends(self.scorer, trees, frontiers) if asked else [np.ones(len(some)) for some in frontiers]
@@ -321,17 +331,16 @@ def from_name(
 
     ``after`` are the latents after which it steers (left out: each, or each agent's last), ``merge`` the cosine from
     which paths become one, ``begin`` the share of the paths that begin. Raises ValueError for an unknown name or
-    setting, and for merging paths where a rule also copies some.
+    setting, one out of its range, and for merging paths where a rule also copies some.
     """
     if name == "anytime":
-        if unknown := settings.keys() - {"confidence", "settled", "first", "more"}:
-            raise ValueError(f"anytime has no setting {min(unknown)!r}: it has confidence, settled, first and more.")
+        others = {"after": after, "merge": merge, "begin": begin}
+        given = settings | {setting: value for setting, value in others.items() if value is not None}
+        _check_settings(name, given, ["confidence", "settled", "first", "more"])
         return Anytime(scorer, **settings)
     check_name(name)
     preset = PRESETS[name]
-    known = list(inspect.signature(preset.rule).parameters)[3:]
-    if unknown := settings.keys() - set(known):
-        raise ValueError(f"{name} has no setting {min(unknown)!r}: it has {', '.join(known) or 'none'}.")
+    _check_settings(name, settings, list(inspect.signature(preset.rule).parameters)[3:])
     changed = {**preset.settings, **settings}
     merge = preset.merge if merge is None else merge
     if merge is not None and preset.rule in (beam, particles, uncertain):
@@ -346,3 +355,11 @@ def from_name(
         begin=preset.begin if begin is None else begin,
         turns=preset.turns,
     )
+
+
+def _check_settings(name: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    if unknown := given.keys() - set(known):
+        raise ValueError(f"{name} has no setting {min(unknown)!r}: it has {', '.join(known) or 'none'}.")
+    for setting in sorted({"first", "more", "temperature"} & given.keys()):
+        if not given[setting] > 0:
+            raise ValueError(f"{name} has {setting} {given[setting]}, but it must be above 0: give 1, say.")

@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from latent_prm import screen
 from latent_prm.comparison import Comparison, Discrimination, Rival
 from latent_prm.evaluation import Evaluation
 from latent_prm.metrics import CHOSEN, METHODS, MOST_SUBSETS, Interval, Method, rounded
@@ -24,6 +25,8 @@ MAIN: tuple[Method, ...] = ("noise_free", "random", "vote", "best", "weighted_vo
 """The methods of the first table."""
 GAINS: tuple[Method, ...] = ("best", "weighted_vote", "auto")
 BASES: tuple[Method, ...] = ("vote", "noise_free")
+ENOUGH = 10
+"""Questions, mixed ones where paths are told apart. Intervals over fewer are too narrow for a verdict."""
 SURE = 0.8
 """The threshold that is spoken of."""
 VITAL = ("latents swapped", "noise only")
@@ -38,7 +41,7 @@ def print_evaluation(evaluations: Evaluation | dict[str, Evaluation], console: C
 
     Several evaluations, by the name of their PRM, of the same paths share their tables.
     """
-    console = console or Console(highlight=False, markup=False)
+    console = console or screen.console()
     if isinstance(evaluations, Evaluation):
         evaluations = {PRM: evaluations}
     first = next(iter(evaluations.values()))
@@ -167,7 +170,7 @@ def _rival_table(comparison: Comparison) -> Table:
     title = f"rivals and controls on the same paths, N = {comparison.num_paths}, and what the PRM gains over each"
     table = _table(title, "scored by", ["AUROC", "PRM's AUROC", "PRM's best, %", "PRM's vote, %"])
     own = (comparison.accuracy[method][comparison.num_paths] for method in ("best", "weighted_vote"))
-    table.add_row("the PRM", _mean(comparison.auroc), "", *(f"{100 * right.mean:.1f}" for right in own))
+    table.add_row("the PRM", _mean(comparison.auroc), "", *(rounded(100 * right.mean) for right in own))
     for name, rival in _in_sections(comparison, table):
         chosen = (rival.gains[method].per_cent("+") for method in ("best", "vote"))
         table.add_row(name, _mean(rival.auroc), _area(rival.gains.get("auroc"), "+"), *chosen)
@@ -244,7 +247,8 @@ def _error_table(comparison: Comparison) -> Table:
 
 
 def _abstaining_table(comparison: Comparison) -> Table:
-    table = _table("answering only where sure enough", "at least", ["answered, %", "of these right, %"])
+    title = f"answering only where sure enough{of_first(comparison)}"
+    table = _table(title, "at least", ["answered, %", "of these right, %"])
     for point in comparison.abstaining:
         right = "none" if point.accuracy is None else f"{100 * point.accuracy:.1f}"
         table.add_row(f"{point.threshold:.2f}", f"{100 * point.coverage:.1f}", right)
@@ -307,12 +311,18 @@ def _about_probabilities(comparison: Comparison) -> list[str]:
                 brier, error = (fmean(getattr(own, n) for own in after) for n in ("brier", "calibration_error"))
                 line += f"; calibrated: {brier:.3f}, {error:.3f}"
             lines.append(line)
-    return [*lines, *(_about_abstaining(point) for point in comparison.abstaining if point.threshold == SURE)]
+    sure = [point for point in comparison.abstaining if point.threshold == SURE]
+    return [*lines, *(_about_abstaining(point, of_first(comparison)) for point in sure)]
 
 
-def _about_abstaining(point: Coverage) -> str:
+def _about_abstaining(point: Coverage, of: str) -> str:
     right = "" if point.accuracy is None else f", {100 * point.accuracy:.1f} % of them right"
-    return f"Answering only where {100 * SURE:.0f} % sure: {100 * point.coverage:.1f} % of the questions{right}"
+    return f"Answering only where {100 * SURE:.0f} % sure{of}: {100 * point.coverage:.1f} % of the questions{right}"
+
+
+def of_first(comparison: Comparison) -> str:
+    """What coverage and abstaining are of, where other figures are means over several PRMs."""
+    return " (the first PRM, all paths)" if comparison.num_prms > 1 else ""
 
 
 def _remarks(evaluations: Mapping[str, Evaluation]) -> list[str]:
@@ -343,8 +353,14 @@ def verdict(comparison: Comparison, prm: str = "PRM") -> list[str]:
     """In words, whether each way of listening to the PRM beats majority and the noise-free path, and what of rivals and
     controls the PRM does not beat.
 
-    It beats another when the whole interval of the paired difference lies above zero.
+    It beats another when the whole interval of the paired difference lies above zero; with fewer questions than
+    `ENOUGH` nothing does.
     """
+    if comparison.num_questions < ENOUGH:
+        bases = " and ".join(f"the {LABELS[base]}" for base in _bases(comparison))
+        ways = " or ".join(_label(method, prm) for method in GAINS[:2])
+        few = f"There are too few questions ({comparison.num_questions}) to tell whether {ways} beats {bases}."
+        return [few, *_about_others(comparison)]
     sentences = []
     for method in GAINS[:2]:
         against: dict[str, list[Method]] = {}
@@ -352,13 +368,21 @@ def verdict(comparison: Comparison, prm: str = "PRM") -> list[str]:
             against.setdefault(_outcome(comparison.differences[method][base]), []).append(base)
         said = (f"{how} {' and '.join(f'the {LABELS[base]}' for base in bases)}" for how, bases in against.items())
         sentences.append(f"With {comparison.num_paths} paths, {_label(method, prm)} {' and '.join(said)}.")
-    return [*sentences, *_about_rivals(comparison), *_about_controls(comparison)]
+    return [*sentences, *_about_others(comparison)]
 
 
 def _outcome(difference: Interval) -> str:
     if difference.low > 0:
         return "beats"
     return "loses to" if difference.high < 0 else "does not measurably differ from"
+
+
+def _about_others(comparison: Comparison) -> list[str]:
+    """Whether the PRM tells right from wrong better than its rivals and controls, which only mixed questions show."""
+    mixed = comparison.discrimination.num_mixed
+    if mixed < ENOUGH and any(rival.auroc for rival in comparison.rivals.values()):
+        return [f"There are too few mixed questions ({mixed}) to tell whether it beats its rivals and controls."]
+    return [*_about_rivals(comparison), *_about_controls(comparison)]
 
 
 def _about_rivals(comparison: Comparison) -> list[str]:
@@ -372,7 +396,9 @@ def _about_rivals(comparison: Comparison) -> list[str]:
 
 
 def _worthless(comparison: Comparison) -> list[str]:
-    """Which of the `VITAL` controls the PRM does not beat; none: it is worth something."""
+    """Which of the `VITAL` controls the PRM does not beat; none: it is worth something, or that cannot be told."""
+    if comparison.discrimination.num_mixed < ENOUGH:
+        return []
     controls = {name: rival.gains.get("auroc") for name, rival in comparison.rivals.items() if rival.control}
     vital = [ALL_SWAPPED] if ALL_SWAPPED in controls else VITAL
     return [name for name in vital if (gain := controls.get(name)) is not None and gain.low <= 0]
@@ -382,10 +408,9 @@ def _about_controls(comparison: Comparison) -> list[str]:
     """A PRM is worth nothing where it tells right from wrong no better without the paths' own thoughts."""
     controls = {name: rival for name, rival in comparison.rivals.items() if rival.control and rival.auroc}
     level = [name for name, rival in controls.items() if rival.gains["auroc"].low <= 0]
+    mixed = f"{comparison.discrimination.num_mixed} mixed questions"
     if fatal := _worthless(comparison):
-        said = (
-            f"as far as {comparison.num_questions} questions can tell, it does no better than with {' or '.join(fatal)}"
-        )
+        said = f"as far as {mixed} can tell, it does no better than with {' or '.join(fatal)}"
         return [f"This PRM is WORTHLESS here: {said}."]
     if not controls:
         return []
@@ -394,12 +419,12 @@ def _about_controls(comparison: Comparison) -> list[str]:
             f"It beats every one of its {len(controls)} controls: it reads the latents, and reads them as thoughts."
         ]
     means = {
-        "question swapped": "it makes no use of the question",
-        "order shuffled": "it makes no use of the latents' order",
-        "answers swapped": "it makes no use of the answer",
-        "latents swapped": "it makes no use of the latents beside the answer",
-        "noise only": "it does as well with noise for latents",
+        "question swapped": "no use of the question could be measured",
+        "order shuffled": "no use of the latents' order could be measured",
+        "answers swapped": "no use of the answer could be measured",
+        "latents swapped": "no use of the latents beside the answer could be measured",
+        "noise only": "it is not measurably better than with noise for latents",
     }
-    said = "; ".join(means.get(name, f"it does as well with {name}") for name in level)
+    said = "; ".join(means.get(name, f"it is not measurably better than with {name}") for name in level)
     needs = "paths" if ALL_SWAPPED in controls else "paths' latents"
-    return [f"It needs the {needs}, but {said} (controls that it does not beat: {', '.join(level)})."]
+    return [f"It needs the {needs}, but {said} ({mixed}; controls that it does not beat: {', '.join(level)})."]

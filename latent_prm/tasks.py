@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 from typing import Protocol, TypeVar, get_args
 
 from latent_prm import gym
@@ -238,15 +239,17 @@ class WrittenTask(TextTask):
     def stream(self, split: str, seed: int) -> Iterator[Question]:
         return iter(self.different(split)[0])
 
-    def different(self, split: str) -> tuple[list[Question], int]:
-        """The different questions of a split, and how many rows were doubles of these."""
+    def different(self, split: str) -> tuple[list[Question], int, list[str]]:
+        """The different questions of a split, how many rows were doubles, and the texts of those with another gold."""
         found: dict[str, Question] = {}
-        rows = 0
+        rows, contradicted = 0, []
         for item in self.source.items(_known(split)):
             question = _question(self.name, item)
-            found.setdefault(question.id, question)
+            first = found.setdefault(question.id, question)
+            if first.gold != question.gold and canonical(first.gold) != canonical(question.gold):
+                contradicted.append(first.text)
             rows += 1
-        return list(found.values()), rows - len(found)
+        return list(found.values()), rows - len(found), contradicted
 
     def __str__(self) -> str:
         return str(self.source)
@@ -303,6 +306,8 @@ class Repeats:
     """Different ones."""
     doubles: int
     """Rows that were left out because their question had come before."""
+    contradicted: list[str]
+    """The texts of questions that were left out with another gold than they had come with before."""
     elsewhere: dict[Split, list[str]]
     """The ids of those questions that stand in another split of the task too; splits without any are not named."""
 
@@ -310,6 +315,11 @@ class Repeats:
         """A line for each thing found; "" when nothing was."""
         rows = self.questions + self.doubles
         lines = [f"{self.task}: {self.doubles:,} of {rows:,} rows ask again and were left out."] * bool(self.doubles)
+        if self.contradicted:
+            count, first = len(self.contradicted), shorten(self.contradicted[0], 60)
+            lines.append(
+                f"{self.task}: {count:,} of these have another answer than before (first: {first!r}): mend them."
+            )
         for split, ids in self.elsewhere.items():
             lines.append(f"{self.task}: {len(ids):,} of {self.questions:,} questions also stand in the {split} split.")
         return "\n".join(lines)
@@ -321,14 +331,14 @@ def find_repeats(task: Task, split: Split) -> list[Repeats]:
         return [found for part in task.parts for found in find_repeats(part, split)]
     if not isinstance(task, WrittenTask):
         return []
-    questions, doubles = task.different(split)
+    questions, doubles, contradicted = task.different(split)
     ids = {question.id for question in questions}
     shared: dict[Split, list[str]] = {}
     for other in task.source.splits:
         again = [question.id for question in task.different(other)[0] if question.id in ids] if other != split else []
         if again:
             shared[other] = again
-    found = Repeats(task.name, len(ids), doubles, shared)
+    found = Repeats(task.name, len(ids), doubles, contradicted, shared)
     return [found] if found.doubles or found.elsewhere else []
 
 
@@ -364,7 +374,7 @@ def load_task(spec: str) -> Task:
 
     A name is ``arithmetic``, ``search`` (``search:2``: with two moves only), ``text``, a key of ``hub.DATASETS``
     (``gsm8k``; ``gsm8k:PATH`` for a folder or file of the same columns) or ``gym:`` and a generator of reasoning-gym; a
-    path ends in .jsonl, .csv or .parquet.
+    path ends in .jsonl, .json, .csv or .parquet.
 
     Raises ValueError for any other name, and for two tasks of one name.
     """
@@ -372,10 +382,11 @@ def load_task(spec: str) -> Task:
     if not parts:
         raise ValueError(f"--task is empty: type {_WAYS}.")
     names = [part.name for part in parts]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            f"two tasks of {spec!r} have one name, so their questions could not be told apart: rename one."
-        )
+    if twice := [name for name in names if names.count(name) > 1]:
+        way_out = f"Type one {twice[0]} only, and collect the other in a run and a folder of its own"
+        if any(isinstance(part, WrittenTask) and part.name == twice[0] and not part.source.dataset for part in parts):
+            way_out = "Rename one of the files"
+        raise ValueError(f"two tasks of {spec!r} have one name, so their questions could not be told apart. {way_out}.")
     return parts[0] if len(parts) == 1 else MixedTask(parts)
 
 

@@ -11,12 +11,18 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+
+from latent_prm.feedback import logits_of
+from latent_prm.memory import is_full
+from latent_prm.rows import first_line
 
 log = logging.getLogger(__name__)
 
 CAPACITY_STEP = 64
 """A static cache's capacity is a multiple of it, so that few sizes are met."""
+APART = 0.25
+"""How far a model may be from itself, relative to its logits: more than bfloat16 makes, less than a forgotten scale."""
 
 
 class CompiledStep:
@@ -145,12 +151,48 @@ class Thought:
         self.cache, self.hidden = out.past_key_values, out.last_hidden_state[:, -1]
 
 
+@torch.no_grad()
+def try_out(model: Any) -> None:
+    """Raises ValueError for a model that no `Thought` can carry on, in the model's own arithmetic.
+
+    It must have attention as its only memory; and two rows that are padded, branched and cached must say what one alone
+    says in the model's own forward pass, as far as weights are there. In half precision that is a warning only: there
+    rounding alone can send a token to other experts.
+    """
+    way_out, kind = "Type a decoder with plain attention, as Qwen/Qwen3-0.6B.", type(model).__name__
+    layers = DynamicCache(config=model.config).layers
+    plain = all(
+        isinstance(layer, DynamicLayer) and not isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers
+    )
+    if not plain or model.base_model is model or not hasattr(model.config.get_text_config(), "num_attention_heads"):
+        raise ValueError(f"{kind} does not remember by plain attention alone, so it cannot think here. {way_out}")
+    if model.device.type == "meta":
+        return
+    try:
+        thought = Thought(model, 2, 5)
+        thought.read([[1, 2], [1, 2, 3]], pad=0)
+        thought.select([1, 0])
+        thought.feed(model.get_input_embeddings()(torch.tensor([4, 4], device=model.device)))
+        found = logits_of(model, thought.hidden)[1]
+        own = model(input_ids=torch.tensor([[1, 2, 4]], device=model.device), use_cache=False).logits[0, -1]
+    except Exception as error:  # whatever a model that was not made for this raises
+        if is_full(error):
+            raise
+        if model.dtype == torch.float64:  # experts are multiplied in 32 bits or fewer
+            way_out = "Type --dtype float32."
+        raise ValueError(f"{kind} cannot think in {model.dtype}: {first_line(error)}. {way_out}") from error
+    if (found - own).norm() > APART * own.norm():
+        apart = f"{kind} says something else from its cache than without"
+        if model.dtype.itemsize >= 4:
+            raise ValueError(f"{apart}, so it cannot think here. {way_out}")
+        log.warning("%s. It may be rounding: --dtype float32 would tell.", apart)
+
+
 def decode(
     thought: Thought,
     longest: int,
     stop: set[int],
     choose: Callable[[Float[Tensor, "B V"], list[int], int], Int[Tensor, " B"]],
-    cap: float | None = None,
 ) -> tuple[list[list[int]], list[bool], list[float]]:
     """The tokens that each row says until one of ``stop``, whether it was cut off at the ``longest``, and how surely it
     said them: the mean log-probability of its tokens, that of the stop among them, before temperature.
@@ -162,9 +204,8 @@ def decode(
     live, done = list(range(len(thought))), [False] * len(thought)
     said = [0.0] * len(thought)
     for step in range(longest):
-        logits = thought.model.get_output_embeddings()(thought.hidden).float()
+        logits = logits_of(thought.model, thought.hidden).float()
         chosen = choose(logits, live, step)
-        logits = cap * torch.tanh(logits / cap) if cap else logits
         sure = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(1)
         for row, token, surely in zip(live, chosen.tolist(), sure.tolist(), strict=True):
             if not done[row]:
@@ -183,18 +224,14 @@ def decode(
 
 
 def likeliest_or_drawn(
-    uniform: Float[Tensor, "B L"], greedy: Bool[Tensor, " B"], temperature: float, top_p: float, cap: float | None
+    uniform: Float[Tensor, "B L"], greedy: Bool[Tensor, " B"], temperature: float, top_p: float
 ) -> Callable[[Float[Tensor, "B V"], list[int], int], Int[Tensor, " B"]]:
-    """How `decode` is to choose: the likeliest token for ``greedy`` rows, one drawn by the row's numbers for others.
-
-    ``cap`` is the soft cap that a model such as Gemma puts on its logits; it changes no likeliest token.
-    """
+    """How `decode` is to choose: the likeliest token for ``greedy`` rows, one drawn by the row's numbers for others."""
 
     def choose(logits: Tensor, rows: list[int], step: int) -> Tensor:
         best = logits.argmax(-1)
         if temperature == 0:
             return best
-        logits = cap * torch.tanh(logits / cap) if cap else logits
         return torch.where(greedy[rows], best, sample(logits / temperature, uniform[rows, step], top_p))
 
     return choose

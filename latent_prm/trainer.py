@@ -23,9 +23,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from tqdm import tqdm
 
-from latent_prm import files, kinship, optimizers, plots, preflight, resuming, shards, sizing
+from latent_prm import files, kinship, optimizers, plots, preflight, resuming, screen, shards, sizing
 from latent_prm.feeding import Work, ahead
 from latent_prm.foreign import UNKNOWN
 from latent_prm.lessons import Lesson, epoch_steps
@@ -33,7 +32,7 @@ from latent_prm.memory import is_full
 from latent_prm.options import TrainOptions
 from latent_prm.pretrained import pick_device
 from latent_prm.ranks import Ranks
-from latent_prm.reading import Read
+from latent_prm.reading import Read, handfuls, visible
 from latent_prm.run import Run, names_of_epoch, opened, place, save
 from latent_prm.shards import load_trees
 from latent_prm.stopping import gathered
@@ -97,13 +96,13 @@ def train_epoch(run: Run, epoch: int, stop: Sequence[signal.Signals]) -> None:
     log.info(f"Epoch {epoch}/{options.num_epochs}")
     works = ahead(lambda numbered: run.prepare(*numbered), enumerate(left, state.step))
     pace, whole = Pace(run.device), Pace(run.device)
-    with tqdm(works, bar_format=BAR, disable=silent, initial=state.epoch_steps, total=len(steps)) as bar:
+    with screen.bar(works, bar_format=BAR, disable=silent, initial=state.epoch_steps, total=len(steps)) as bar:
         for work in bar:
             lr, began = float(run.scheduler.get_last_lr()[0]), time.perf_counter()
             taught = optimizer_step(run, work)
             state.step, state.epoch_steps = state.step + 1, state.epoch_steps + 1
             for each in (pace, whole):
-                each.add(work.num_tokens, work.num_columns, time.perf_counter() - began)
+                each.add(taught.tokens, taught.columns, time.perf_counter() - began)
             bar.set_postfix_str(f"loss={taught.loss:.4f}, lr={lr:.2e}", refresh=False)
             if state.step % options.logging_steps == 0:
                 tell(run, taught, lr, pace)
@@ -127,6 +126,10 @@ class Taught(NamedTuple):
     """Of the step's labelled paths, before it."""
     grad_norm: float
     """Before it was clipped."""
+    tokens: int
+    """Columns with a token or a latent, in all processes."""
+    columns: int
+    """All of them, padding too."""
 
 
 def optimizer_step(run: Run, work: Work) -> Taught:
@@ -153,8 +156,10 @@ def optimizer_step(run: Run, work: Work) -> Taught:
         run.scaler.scale(share * ranks.world).backward()  # gradients come out as the mean over the processes
     run.scaler.unscale_(run.optimizer)
     length = gradient_norm(run)
-    told = [length[None], ranks.total(objective.sums).to(length.device), *(each[None] for each in finite)]
-    norm, *found = torch.cat([one.double() for one in told]).tolist()  # here alone a GPU is waited for
+    sizes = torch.tensor([work.num_tokens, work.num_columns]).to(objective.sums, non_blocking=True)
+    summed = ranks.total(torch.cat([sizes, objective.sums]))
+    told = [length[None], summed.to(length.device), *(each[None] for each in finite)]
+    norm, tokens, columns, *found = torch.cat([one.double() for one in told]).tolist()  # here alone a GPU is waited for
     sums = dict(zip(objective.terms, found, strict=False))
     for fine, (batch, *_) in zip(found[len(sums) :], work.packs, strict=False):
         if not fine:
@@ -171,7 +176,7 @@ def optimizer_step(run: Run, work: Work) -> Taught:
     for name, units in objective.units.items():
         run.state.sums[name] = run.state.sums.get(name, 0.0) + sums[name]
         run.state.units[name] = run.state.units.get(name, 0.0) + units
-    return Taught(mean(objective.terms, sums, objective.units), norm)
+    return Taught(mean(objective.terms, sums, objective.units), norm, int(tokens), int(columns))
 
 
 def gradient_norm(run: Run) -> Tensor:
@@ -257,23 +262,32 @@ def validate(run: Run) -> dict[str, float]:
 
     Raises ValueError when the loss is not finite.
     """
-    items, options, found = run.validation, run.options, []
+    run.model.eval()
+    few = handfuls(run.validation, run.model.reads, run.ranks.world)
+    scores = [each for some in few for each in predicted(run, some)]
+    run.model.train()
+    figures = validation_figures(run.validation, scores)
+    if not math.isfinite(figures["val_loss"]):
+        raise ValueError(not_finite("validation loss", run, run.validation))
+    return figures
+
+
+def predicted(run: Run, items: Sequence[Lesson]) -> list[dict[int, float]]:
+    """The predicted score of each labelled path of every lesson, whichever process computed it."""
+    options, found = run.options, []
     own = set(run.ranks.share([item.num_tokens for item in items]))
     size = {"max_seq_length": options.max_seq_length, "pack_tokens": options.at_once}
     wanted = [list(item.targets) if i in own else [] for i, item in enumerate(items)]
     read = [Read(item.tree, item.context, item.tails) for item in items]
+    for i in own | {0}:  # what others compute is not copied
+        read[i] = read[i]._replace(tree=visible(read[i].tree, options.read_parts()))
     idle = next(run.model.packs(read[:1], wanted=[list(items[0].targets)[:1]], **size))
-    run.model.eval()
     for batch, real in run.ranks.abreast(run.model.packs(read, wanted=wanted, **size), idle):
         with run.autocast():
             scores = run.model(batch.to(run.device)).value.sigmoid().tolist()
         found += zip(batch.paths, scores, strict=True) if real else []
-    run.model.train()
     score_of = dict(run.ranks.gather(found))
-    figures = validation_figures(items, [{p: score_of[i, p] for p in item.targets} for i, item in enumerate(items)])
-    if not math.isfinite(figures["val_loss"]):
-        raise ValueError(not_finite("validation loss", run, items))
-    return figures
+    return [{path: score_of[i, path] for path in item.targets} for i, item in enumerate(items)]
 
 
 # --- after ------------------------------------------------------------------------------------------------------------
@@ -284,7 +298,7 @@ def obey(came: signal.Signals, run: Run, name: str) -> None:
     run.keeper.wait()
     run.ranks.same(None)  # a launcher kills the others when one has left
     log.warning(f"[Trainer] {came.name}: stopped after step {run.state.step}, kept in {run.folder / name}")
-    log.warning("[Trainer] The same command with --resume auto goes on from there.")
+    log.info("[Trainer] The same command with --resume auto goes on from there.")  # an experiment needs no option
     if came is signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + came)

@@ -78,7 +78,8 @@ class ReasoningTree:
     task: str
     paths: list[Path]
     steps: tuple[str, ...] = ()
-    """The true intermediate values on the way to the gold, in order, the gold's own last; (): unknown."""
+    """The true intermediate values on the way to the gold, in order; (): unknown. The last is mostly the gold's own,
+    but GSM8K does not write out every sum."""
 
     def children(self, i: int) -> list[int]:
         """The paths that carry on from path ``i``, in order."""
@@ -342,6 +343,7 @@ def _fitted(text: str, width: int) -> str:
 def _column(text: str, width: int) -> str:
     """As wide as the others; of what is too long the end stays, where the name is."""
     if cell_len(text) > width:
+        text = text[-2 * width :]  # of a path a thousand deep, the branches before it are long
         while cell_len(text) > width - 1:
             text = text[1:]
         text = f"…{text}"

@@ -21,9 +21,8 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
-from latent_prm import preflight
+from latent_prm import preflight, screen
 from latent_prm.files import save_json
 from latent_prm.growth import Growth
 from latent_prm.metrics import Interval, bootstrap_intervals, rounded
@@ -134,7 +133,7 @@ def grow(
     found: dict[float, list[Outcome]] = {strength: [] for strength in strengths}
     size = options.batch_size or batch_size(reasoner, questions, growth)
     try:
-        with tqdm(total=len(questions) * len(strengths), desc="Tuning", unit=" trees") as bar:
+        with screen.bar(total=len(questions) * len(strengths), desc="Tuning", unit=" trees") as bar:
             for start in range(0, len(questions), size):
                 batch = questions[start : start + size]
                 for strength in strengths:
@@ -248,12 +247,12 @@ def report(curves: dict[str, Curve], growth: Growth, options: TuneNoiseOptions, 
     print_curves(curves, growth.num_paths, options.max_loss)
     print()
     save(curves, growth, options, facts)
-    Console(highlight=False, markup=False).print(f"\nNext: {next_command(curves, options)}", soft_wrap=True)
+    screen.console().print(f"\nNext: {next_command(curves, options)}", soft_wrap=True)
 
 
 def print_curves(curves: dict[str, Curve], num_paths: int, max_loss: float, console: Console | None = None) -> None:
     """Print a table per task, the chosen noise marked in it, and why it is chosen."""
-    console = console or Console(highlight=False, markup=False)
+    console = console or screen.console()
     for name, curve in curves.items():
         console.print()
         console.print(_table(name, curve, num_paths))

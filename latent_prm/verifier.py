@@ -14,8 +14,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from tqdm import tqdm
 
+from latent_prm import screen
 from latent_prm.files import BadFile
 from latent_prm.inventory import UNFINISHED, Folder, Verdict, at_work, judge, look
 from latent_prm.memory import spell
@@ -48,9 +48,7 @@ def main(options: VerifyOptions) -> None:
         ValueError: nothing in it is ours.
         BadFile: something is damaged, or still is; said after the table.
     """
-    path, console = Path(options.path), Console(highlight=False, markup=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = max(console.width, 120)  # into a file or pipe there is no edge that names must fold at
+    path, console = Path(options.path), screen.console(soft_wrap=True)
     seen = inspect(path)
     show(seen, path, console)
     if options.repair:
@@ -90,7 +88,7 @@ def inspect(path: Path) -> list[Seen]:
         raise ValueError(f"Nothing in {path} is of this program. Type a folder as prm_data, checkpoints or reports.")
     seen, busy = [], dict[Path, str]()
     bytes_there = sum(part.size for folder in root.walk() for part in folder.parts)
-    with tqdm(total=bytes_there, desc="Verifying", unit="B", unit_scale=True, delay=2, leave=False) as bar:
+    with screen.bar(total=bytes_there, desc="Verifying", unit="B", unit_scale=True, delay=2, leave=False) as bar:
         for folder in root.walk():
             above = next((busy[one] for one in folder.path.parents if one in busy), None)
             if who := at_work(folder.path) or above:

@@ -24,7 +24,7 @@ _DTYPES |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torc
 def load(folder: Path) -> dict[str, Tensor]:
     """The weights in a checkpoint folder, checked; what its manifest lists is as it was written, but for optimizer.pt.
 
-    A folder without a manifest (exported, or made by hand) is believed. Raises BadFile.
+    A folder without a manifest (made by hand) is believed. Raises BadFile.
     """
     for path in sorted(folder.iterdir()):
         if not (path.is_file() or (path.is_dir() and not path.suffix)):

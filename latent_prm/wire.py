@@ -7,12 +7,13 @@ is an ``Unreadable``, whose short text may be sent back. Needs the extra ``[serv
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, FailFast, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -70,11 +71,17 @@ class ScoreBody(_Strict):
     paths: Annotated[list[PathBody], _One()] = Field(min_length=1, max_length=MOST_PATHS)
 
 
+def _spoken(question: str) -> str:
+    if not question.strip():
+        raise PydanticCustomError("blank", "the question is empty: send its text")
+    return question
+
+
 class SolveBody(_Strict):
     """A question to answer; what is left out is as the server was started."""
 
-    question: str = Field(min_length=1, max_length=LONGEST_QUESTION)
-    task: str | None = Field(None, max_length=40, description="arithmetic, search, maths, choice or text")
+    question: Annotated[str, AfterValidator(_spoken)] = Field(min_length=1, max_length=LONGEST_QUESTION)
+    task: Literal["arithmetic", "search", "maths", "choice", "text"] | None = None
     num_paths: int | None = Field(None, ge=1, le=MOST_GROWN)
     seed: int | None = Field(None, ge=0, lt=2**63)
 
@@ -142,6 +149,16 @@ def from_safetensors(body: bytes) -> ReasoningTree:
         if tensor.dtype not in _DTYPES:
             raise Unreadable(f"{name[:40]!r} is of {tensor.dtype}: send float32, float16, bfloat16 or float64.")
     return _tree(said["question"], heads, tensors)
+
+
+def check_parts(tree: ReasoningTree, reads: Collection[str]) -> None:
+    """Nothing, if the tree has all that a PRM reads. Raises `Unreadable`."""
+    for i, path in enumerate(tree.paths):
+        if "hidden" in reads and path.hidden is None:
+            raise Unreadable(f"Path {i} has no hidden states, which this PRM reads: send them as hidden.")
+    for i in tree.leaves() if "tip" in reads else ():
+        if tree.paths[i].tip is None:
+            raise Unreadable(f"Path {i} ends here, but has no tip, which this PRM reads: send it as tip.")
 
 
 _HEADS = TypeAdapter(Annotated[list[PathHead], _One(), Field(min_length=1, max_length=MOST_PATHS)])

@@ -34,6 +34,7 @@ LAYERS = [
         "problems",
         "stopping",
         "logbook",
+        "screen",
         "reaching",
         "demo",
         "rules",

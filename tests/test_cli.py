@@ -108,6 +108,19 @@ def test_what_nobody_would_read_is_refused(typed: str, said: str, capsys: pytest
     assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
+@pytest.mark.parametrize("seed", ["-1", "9223372036854775808", "18446744073709551616"])
+@pytest.mark.parametrize("typed", ["collect", "train", "evaluate --checkpoint builtin --data_dir data", "report run"])
+def test_a_seed_that_no_generator_takes_is_refused(
+    typed: str, seed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main([*typed.split(), "--seed", seed])
+    assert end.value.code == 2
+    said = f"--seed is {seed}: type a whole number from 0 to 9223372036854775807."
+    assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
 def test_options_are_typed_with_underscores_or_hyphens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("--data_dir", "--data-dir"):
         assert main(["train", option, str(tmp_path / "nowhere")]) == 1
@@ -188,7 +201,13 @@ def test_a_script_takes_true_or_false_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "unfinished.pt").touch()
     done = script("train_latent_prm.sh", cwd=tmp_path, DATA_DIR=".", USE_PRM_SCORE="yes")
     assert done.returncode == 2
-    assert done.stderr == '✗ ERROR: use_prm_score is "yes": type true or false.\n'
+    assert done.stderr == '✗ ERROR: USE_PRM_SCORE is "yes": type true or false.\n'
+
+
+@pytest.mark.parametrize(("name", "option"), [("train", "--num_epochs"), ("evaluate", "--num_bootstrap")])
+def test_a_script_helps_where_there_is_nothing_yet(name: str, option: str, tmp_path: Path) -> None:
+    done = script(f"{name}_latent_prm.sh", "--help", cwd=tmp_path)
+    assert done.returncode == 0 and option in done.stdout and not done.stderr
 
 
 # Of collect: what few set stays out of its script, and goes at the end of its line.
@@ -275,8 +294,8 @@ def python(*typed: str, **settings: str | Path) -> subprocess.CompletedProcess[s
     return run([sys.executable, *typed], **{"PYTHONPATH": str(ROOT), **settings})
 
 
-def script(name: str, **settings: str | Path) -> subprocess.CompletedProcess[str]:
-    return run(["bash", str(ROOT / name)], **settings)
+def script(name: str, *typed: str, **settings: str | Path) -> subprocess.CompletedProcess[str]:
+    return run(["bash", str(ROOT / name), *typed], **settings)
 
 
 def run(typed: list[str], cwd: str | Path = ROOT, **variables: str | Path) -> subprocess.CompletedProcess[str]:

@@ -41,6 +41,13 @@ def test_plain_arrays_are_chains_of_their_own(running: Running) -> None:
     assert running.client.score([latents])[0].score != pytest.approx(as_tensor.score, abs=1e-3)  # no question
 
 
+def test_a_tensor_may_be_of_any_float_and_have_a_gradient(running: Running) -> None:
+    latents = torch.randn(4, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
+    plain = running.client.score([latents.float()])[0]
+    assert running.client.score([latents])[0] == plain
+    assert running.client.score([latents.float().requires_grad_()])[0] == plain
+
+
 def test_a_question_is_watched_and_answered(running: Running) -> None:
     seen: list[str] = []
     solved = running.client.solve(QUESTION, num_paths=4, seed=1, watch=lambda event: seen.append(event["event"]))
@@ -96,8 +103,30 @@ def test_what_is_no_answer_is_an_error_and_a_redirect_is_not_followed(
         assert found.value.retry_after == 7
 
 
+def said(text: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text)
+
+
+@pytest.mark.parametrize("text", [b"<html>hello</html>", b"[]", b"5", b"\xff", b'{"event": "chosen"}', b'"paths"'])
+def test_who_answers_otherwise_is_no_server_of_ours(text: bytes) -> None:
+    asks = (lambda client: client.score([np.zeros((1, 128))]), lambda client: client.solve("Why?"))
+    for ask in asks:
+        url, thread = answering(said(text))
+        with pytest.raises(ConnectionError, match="is no latent-prm server"):
+            ask(Client(url, TOKEN, timeout=5))
+        thread.join(5)
+
+
+def test_what_a_watcher_raises_is_its_own(running: Running) -> None:
+    with pytest.raises(KeyError, match="started"):
+        running.client.solve(QUESTION, num_paths=1, watch=lambda event: {}[event["event"]])
+
+
 def test_the_token_is_not_shown_and_the_url_is_checked() -> None:
     assert TOKEN not in repr(Client("http://127.0.0.1:1", TOKEN))
+    for token in ("", "знак", "two words", "line\nbreak"):
+        with pytest.raises(ValueError, match="other signs than a header takes"):
+            Client("http://127.0.0.1:1", token).solve("Why?")
     for url in ("127.0.0.1:8000", "ftp://127.0.0.1", "file:///etc/passwd"):
         with pytest.raises(ValueError, match="type it as http://127"):
             Client(url, TOKEN).solve("Why?")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -22,7 +23,7 @@ import pytest
 import torch
 from conftest import save_lm
 
-from latent_prm import collector, memory, shards
+from latent_prm import collector, files, memory, seals, shards
 from latent_prm.__main__ import main
 from latent_prm.options import CollectOptions
 from latent_prm.reasoner import Reasoner
@@ -308,6 +309,23 @@ def test_an_error_keeps_what_has_been_grown_too(
     assert ids(folder) == questions_of(12)
 
 
+def test_a_full_disk_is_told_with_what_is_kept_and_what_is_lost(
+    collect: Collect, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        stop_at(patch, 24, lambda: patch.setattr(files._HashingWriter, "flush", refuse))  # one shard is there by then
+        assert collect() == 1
+    assert "No space left on device: it needs" in capsys.readouterr().err
+    assert f"Stopped: 5 of 12 questions are kept in {folder}." in caplog.messages
+    assert "5 more were grown, but could not be kept." in caplog.messages
+    assert ids(folder) == questions_of(5)
+    assert collect() == 0
+    assert ids(folder) == questions_of(12)
+
+
 def test_a_full_memory_makes_smaller_batches_and_nothing_is_lost(
     collect: Collect, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -339,7 +357,7 @@ def test_what_a_kill_leaves_is_named_never_trusted_and_in_nobodys_way(
 
 
 def test_a_damaged_shard_stops_it_by_name_or_is_left_out_on_request(
-    collect: Collect, folder: Path, capsys: pytest.CaptureFixture[str]
+    collect: Collect, folder: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert collect() == 0
     damaged = folder / "arithmetic_train_seed42_00001.pt"
@@ -349,7 +367,10 @@ def test_a_damaged_shard_stops_it_by_name_or_is_left_out_on_request(
     assert collect() == 1
     printed = capsys.readouterr().err
     assert str(damaged) in printed and "--skip_bad_files" in printed
+    caplog.clear()
     assert collect(skip_bad_files=None) == 0
+    assert any("the trees of 5 questions" in message for message in caplog.messages)  # what the disk is asked for
+    assert "12 questions, 36 labelled paths" in capsys.readouterr().out
     found = [tree.question_id for tree in shards.load_trees(folder, skip_bad_files=True)]
     assert sorted(found) == sorted(questions_of(12))
     assert damaged.read_bytes() == content
@@ -393,6 +414,26 @@ def test_another_model_in_the_same_folder_is_an_error_even_under_the_same_name(
     assert collect(max_samples=2, model_path=model) == 1
     said = rf"was grown with --model_path {model} \(weights [0-9a-f]{{16}}\), not {model} \(weights"
     assert re.search(said, capsys.readouterr().err)
+
+
+def test_the_same_weights_carry_on_however_their_folder_is_written(
+    collect: Collect, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_lm(tmp_path / "lm", hidden_size=16)
+    monkeypatch.chdir(tmp_path)
+    for count, name in enumerate(("lm", "lm/", tmp_path / "lm", "./lm"), start=1):
+        assert collect(max_samples=count, model_path=name) == 0
+    assert ids(folder) == questions_of(4)
+
+
+def test_shards_that_do_not_say_what_was_typed_are_carried_on(collect: Collect, folder: Path) -> None:
+    assert collect(max_samples=5) == 0
+    (path,) = folder.glob("*_metadata.json")
+    assert {"latent_steps": 2, "batch_size": 2, "task": "arithmetic"}.items() <= metadata(folder)[0]["typed"].items()
+    older = {name: value for name, value in metadata(folder)[0].items() if name not in ("typed", "seal")}
+    seals.save_sealed(older, path)
+    assert collect() == 0
+    assert ids(folder) == questions_of(12)
 
 
 def test_a_second_collector_in_the_same_folder_stops_and_names_the_first(
@@ -439,6 +480,30 @@ def test_jobs_work_beside_each_other_but_not_twice_nor_beside_the_whole(
         assert collect() == 1
         assert collect(shard="2/2") == 0
     assert ids(folder) == questions_of(12)[1::2]
+
+
+def test_jobs_that_cut_the_questions_into_another_number_of_parts_do_not_work_beside_each_other(
+    collect: Collect, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with collector.only_collector(CollectOptions(output_dir=str(folder), shard="1/2")):
+        assert collect(shard="1/3") == 1
+        said = capsys.readouterr().err
+        assert f"--shard is 1/3, but a collector (pid {os.getpid()} on" in said and "as one of 2 jobs" in said
+        assert collect(shard="2/2") == 0
+    assert collect(shard="1/3") == 0  # nobody is there any more, and what is there is not asked again
+    assert sorted(ids(folder)) == sorted({*questions_of(12)[1::2], *questions_of(12)[::3]})
+
+
+def test_of_jobs_of_unlike_settings_that_begin_together_the_first_to_commit_goes_on_alone(
+    collect: Collect, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop_at(monkeypatch, 3, lambda: collect(shard="1/2"))  # begins and ends while the other grows its first question
+    assert collect(shard="2/2", noise=0.25) == 1
+    printed = capsys.readouterr().err
+    assert "_job1of2_00000.pt was grown with --noise 0.5, not 0.25. Type that to carry on there" in printed
+    assert f"Stopped: 0 of 6 questions are kept in {folder}." in caplog.messages
+    assert "5 more were grown, but could not be kept." in caplog.messages
+    assert ids(folder) == questions_of(12)[::2]
 
 
 def test_more_jobs_than_questions_is_said(collect: Collect, capsys: pytest.CaptureFixture[str]) -> None:
@@ -540,6 +605,18 @@ def test_a_question_that_is_too_long_is_found_before_any_is_grown(
     file = tmp_path / "long.jsonl"
     file.write_text("\n".join(json.dumps({"question": text, "answer": 1}) for text in asked))
     assert collect(task=file, max_samples=-1) == 1
+    assert "but the reasoner has 512" in capsys.readouterr().err
+    assert not list(folder.glob("*.pt"))
+
+
+def test_a_question_that_is_long_in_tokens_though_not_in_characters_is_found_before_any_is_grown(
+    collect: Collect, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*(f"What is {'x' * 3000} {i} ?" for i in range(120)), "What is " + "1+" * 600 + "1 ?"]
+    assert len(asked[-1]) < min(map(len, asked[:-1]))
+    file = tmp_path / "long.jsonl"
+    file.write_text("\n".join(json.dumps({"question": text, "answer": 1}) for text in asked))
+    assert collect(task=file, max_samples=-1, batch_size=64) == 1
     assert "but the reasoner has 512" in capsys.readouterr().err
     assert not list(folder.glob("*.pt"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,11 +107,23 @@ def test_the_rule_that_is_right_most_often_is_picked_and_the_doubt_is_said():
     right = [np.array([value == "7" for value in each]) for each in values]
     found = calibrations.compare_rules(Pool([*values], right, [np.array(each) for each in scores]))
     assert (found.how, found.accuracy["best"], found.accuracy["vote"], found.gain.mean) == ("best", 1.0, 0.5, 0.5)
-    assert str(found).startswith("best was right in 100.0 % of the calibration questions, 50.0 points [")
+    assert str(found).startswith("best, which was right in 100.0 % of the calibration questions, 50.0 points [")
     assert "chance" not in str(found)
     level = calibrations.compare_rules(Pool([*values][1:2], right[1:2], [np.array(scores[1])]))
-    assert level.how == "best", "of equals the first"
-    assert "which may be chance" in str(level)
+    assert level.how == "weighted_vote", "of equals the one to choose by where nothing is known"
+    assert str(level).endswith("as often as any other rule or more")
+    misled = Pool([["1", "2", "2"]], [np.array([False, True, True])], [np.array([0.9, 0.3, 0.3])])
+    assert calibrations.compare_rules(misled).how == "vote", "of other equals the first"
+
+
+def test_one_question_with_few_paths_does_not_decide_the_rule():
+    pool = overconfident(200, seed=7)
+    found = calibrations.compare_rules(pool)
+    lone = Pool([["7"], *pool.values], [np.array([True]), *pool.correct], [np.array([0.5]), *pool.scores])
+    picked = calibrations.compare_rules(lone)
+    assert found.how == picked.how and len(set(picked.accuracy.values())) > 1
+    for how, accuracy in picked.accuracy.items():
+        assert accuracy == pytest.approx((200 * found.accuracy[how] + 1) / 201)
 
 
 def test_no_answer_is_never_right_and_no_path_too_few(fitted: Confidence):
@@ -150,10 +163,13 @@ def test_one_abstains_below_the_threshold_only():
 @pytest.mark.parametrize("questions", [40, 400])
 def test_a_file_keeps_every_number(tmp_path: Path, fitted: Confidence, questions):
     found = fit(overconfident(questions, seed=6))
+    found = replace(found, tasks=("maths", "search"))
     path = calibrations.save(found, tmp_path)
     assert path == tmp_path / "calibration.json"
     assert calibrations.load(tmp_path) == found
     said = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in said.items() if name != "tasks"}))
+    assert calibrations.load(tmp_path).tasks == ()
     assert (said["num_questions"], said["num_paths"], set(said["answers"])) == (questions, 8, set(found.answers))
     assert {"latent-prm", "scikit-learn", "numpy"} <= set(said["versions"])
 
@@ -178,6 +194,7 @@ def test_a_file_keeps_every_number(tmp_path: Path, fitted: Confidence, questions
         (("paths",), {"method": "platt", "slope": 1}, "it has no 'intercept'"),
         (("num_questions",), 0, "0 does not lie in 1..inf"),
         (("versions",), 5, "not a whole calibration"),
+        (("tasks",), "search", "'search' is no list of tasks"),
     ],
 )
 def test_a_file_that_is_something_else_is_refused_in_words(tmp_path: Path, fitted: Confidence, where, wrong, complaint):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ import torch
 from conftest import random_tree
 from rich.console import Console
 
-from latent_prm import confidence
+from latent_prm import confidence, evaluator
 from latent_prm.__main__ import main as run
 from latent_prm.comparison import Comparison, Discrimination
 from latent_prm.confidence import compare_rules
+from latent_prm.demo import prm_folder
 from latent_prm.evaluation import (
     FEW,
     Evaluation,
@@ -29,7 +31,8 @@ from latent_prm.evaluation import (
     first,
     pool_of,
 )
-from latent_prm.evaluator import listen, main, others, print_evaluation, thinker, together, unseen, verdict
+from latent_prm.evaluator import draw, listen, main, others, print_evaluation, thinker, together, unseen, verdict
+from latent_prm.exhibits import evaluation_sections
 from latent_prm.grading import question_digest
 from latent_prm.metrics import Interval, expected_accuracies
 from latent_prm.model import QwenLatentPRM
@@ -37,6 +40,7 @@ from latent_prm.options import EvaluateOptions
 from latent_prm.predictions import Bin, Coverage
 from latent_prm.reasoner import Reasoner
 from latent_prm.shards import write_shard
+from latent_prm.tables import all_of
 from latent_prm.tasks import load_task
 from latent_prm.tree import Answer, ReasoningTree
 from latent_prm.tree import Path as LatentPath
@@ -93,9 +97,10 @@ def test_trees_and_scores_become_a_comparison_per_task_and_one_of_all() -> None:
         for k, interval in by_size.items():
             assert interval.mean == pytest.approx((3 * alone[0][k].mean + alone[1][k].mean) / 4)
     assert found.calibrated_on is None and not found.overall.rules
-    assert verdict(found.comparisons["arithmetic"])[0] == (
-        "With 4 paths, PRM best beats the majority and does not measurably differ from the noise-free path."
-    )
+    assert verdict(found.comparisons["arithmetic"]) == [
+        "There are too few questions (3) to tell whether PRM best or PRM-weighted vote beats the majority and the "
+        "noise-free path."
+    ]
     with pytest.raises(ValueError, match="no question"):
         evaluate(trees[1:2], scores[1:2])
 
@@ -107,6 +112,15 @@ def test_tasks_with_different_numbers_of_paths_share_what_both_have() -> None:
     assert [own.num_paths for own in found.comparisons.values()] == [3, 5, 3]
     at_three = [own.accuracy["weighted_vote"][3].mean for own in found.comparisons.values()]
     assert at_three[2] == pytest.approx((at_three[0] + at_three[1]) / 2)
+
+
+def test_a_task_without_noise_free_answers_takes_them_from_no_other_task() -> None:
+    trees, scored = drawn(12, task="arithmetic")
+    more, of_more = drawn(12, seed=1)
+    more[3].paths[0].answers = []
+    found = evaluate([*trees, *more], [*scored.prms[0], *of_more.prms[0]], num_bootstrap=20)
+    assert ["noise_free" in own.accuracy for own in found.comparisons.values()] == [True, False, False]
+    assert "no noise-free path" in printed(found)
 
 
 def test_each_half_is_calibrated_on_the_other() -> None:
@@ -129,6 +143,31 @@ def test_each_half_is_calibrated_on_the_other() -> None:
     surest = overall.coverage["calibrated probability"][0]
     assert surest.coverage < 0.05 and (surest.accuracy or 0) > (overall.abstaining[0].accuracy or 0)
     assert evaluate(trees[: FEW - 1], Scored(prms=[scored.prms[0][: FEW - 1]]), num_bootstrap=9).calibrated_on is None
+
+
+def test_no_answer_is_not_the_surest_answer() -> None:
+    trees, scored = drawn(60)
+    for tree in trees[:30]:
+        for path in tree.paths[1:]:
+            path.answers = [Answer(text="", value="", correct=False)]
+    found = evaluate(trees, scored, num_bootstrap=9).overall
+    assert found.abstaining[0].coverage == 0.5 and found.abstaining[0].accuracy is not None
+    for curve in found.coverage.values():
+        assert curve[0].coverage < 0.5 == curve[-1].coverage
+    (shares,) = found.forecasts["answers, by share"]
+    assert (shares.bins[0].predicted, shares.bins[0].right, shares.bins[0].count) == (0, 0, 30)
+
+
+def test_where_no_path_answered_there_is_nothing_to_be_sure_of_nor_to_draw(tmp_path: Path) -> None:
+    trees = [grown("search", number, noise_free=True, answers="22") for number in range(FEW)]
+    for tree in trees:
+        for path in tree.paths[1:]:
+            path.answers = [Answer(text="", value="", correct=False)]
+    found = evaluate(trees, [np.full(3, 0.5)] * FEW, num_bootstrap=9)
+    assert all(point.coverage == 0 and point.accuracy is None for point in found.overall.abstaining)
+    assert all(curve == [] for curve in found.overall.coverage.values())
+    pytest.importorskip("matplotlib", reason="it is the extra [plot]")
+    assert [path.name for path in draw(found, tmp_path)] == ["accuracy.png", "calibration.png"]
 
 
 def test_nobody_is_judged_by_what_was_learnt_from_itself() -> None:
@@ -253,10 +292,11 @@ def test_values_of_leaves_and_of_inner_paths_are_held_against_the_scores() -> No
 @pytest.mark.parametrize("width", [30, 80, 200])
 def test_the_printed_evaluation_fits_the_terminal_and_says_the_verdict(width: int) -> None:
     tree = grown("search", 0, noise_free=True, answers="1122")
-    found = evaluate([tree] * 3, [torch.tensor([0.5, 0.9, 0.8, 0.2, 0.1])] * 3, num_bootstrap=100)
+    found = evaluate([tree] * 10, [torch.tensor([0.5, 0.9, 0.8, 0.2, 0.1])] * 10, num_bootstrap=100)
     text = printed(found, width)
     assert all(len(line) <= width for line in text.splitlines())
-    assert "PRM best beats the majority" in " ".join(text.split())
+    said = "With 4 paths, PRM best beats the majority and does not measurably differ from the noise-free path."
+    assert said in " ".join(text.split())
     assert width == 30 or "100.0 [100.0, 100.0]" in text
 
 
@@ -301,9 +341,43 @@ def test_a_prm_that_does_not_beat_its_controls_is_said_to_be_worthless() -> None
     assert "WORTHLESS" in spoilt(latents_swapped=same, noise_only=chance, order_shuffled=chance)
     assert "no better than with latents swapped." in spoilt(latents_swapped=same, noise_only=chance)
     said = spoilt(latents_swapped=chance, order_shuffled=same)
-    assert "WORTHLESS" not in said and "no use of the latents' order" in said
+    assert "WORTHLESS" not in said and "but no use of the latents' order could be measured" in said
+    mixed = sum(len({path.answers[0].correct for path in tree.paths[1:]}) == 2 for tree in trees)
+    assert mixed < 60 and f"({mixed} mixed questions; controls that it does not beat: order shuffled)" in said
+    assert f"as far as {mixed} mixed questions can tell" in spoilt(latents_swapped=same)
     assert "beats every one of its 2 controls" in spoilt(latents_swapped=chance, question_swapped=chance)
     assert "control" not in spoilt()
+
+
+def test_a_few_questions_give_no_verdict() -> None:
+    trees, scored = drawn(60)
+    few = [q for q, tree in enumerate(trees) if len({path.answers[0].correct for path in tree.paths[1:]}) == 2][:9]
+    trees += [grown("search", 60, noise_free=True, answers="111111")]
+    scores = [*scored.prms[0], np.full(7, 0.5)]
+
+    def said(which: list[int]) -> str:
+        own = [scores[q] for q in which]
+        both = Scored(prms=[own], rivals={"equal": own}, controls={"noise only": [own]})
+        return printed(evaluate([trees[q] for q in which], both, num_bootstrap=50)).split("In detail")[0]
+
+    for which in (few[:1], few):
+        words = said(which)
+        assert f"There are too few questions ({len(which)}) to tell whether PRM best or PRM-weighted vote" in words
+        assert f"There are too few mixed questions ({len(which)}) to tell whether it beats its rivals and" in words
+        assert not any(verdict in words for verdict in ("With 6 paths", "WORTHLESS", "does NOT tell", "better than"))
+    words = said([*few, 60])
+    assert "too few mixed questions (9)" in words and "With 6 paths" in words and "WORTHLESS" not in words
+
+
+def test_what_is_of_the_first_of_several_prms_says_so() -> None:
+    trees, scored = drawn(60)
+    alone = evaluate(trees, scored, num_bootstrap=9)
+    both = evaluate(trees, Scored(prms=[*scored.prms, *scored.prms]), num_bootstrap=9)
+    assert "first PRM" not in printed(alone)
+    assert "answering only where sure enough (the first PRM, all paths)" in " ".join(printed(both).split())
+    assert "Answering only where 80 % sure (the first PRM, all paths):" in " ".join(all_of(both, "search")[1])
+    _, results = evaluation_sections({}, both)
+    assert "Answering only when sure (the first PRM, all paths)" in repr(results)
 
 
 def test_where_a_prm_is_worthless_in_one_task_the_first_words_say_so() -> None:
@@ -425,6 +499,45 @@ def test_questions_that_a_prm_or_the_measuring_has_seen_are_left_out(
     asked = [replace(measured[0], question=tree.question) for tree in others("calibrate_on", [], options)]
     with pytest.raises(ValueError, match="No question in"):
         others("calibrate_on", asked, options)
+    assert "1 of 3 trees in" in caplog.text and "graded" not in caplog.text
+
+
+def test_questions_without_a_graded_path_are_not_taken_for_questions_measured_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trees = [replace(random_tree(number, question=f"{number} ?"), gold="") for number in range(3)]
+    for tree in trees:
+        for path in tree.paths:
+            path.answers = [replace(answer, correct=False) for answer in path.answers]
+        tree.back_up()
+    write_shard(trees, tmp_path, "some", {})
+    options = EvaluateOptions(checkpoint=("builtin",), data_dir="elsewhere", calibrate_on=str(tmp_path))
+    with pytest.raises(ValueError, match=r"None of the 2 other questions in .* has a graded path\. Collect some"):
+        others("calibrate_on", trees[:1], options)
+    assert "1 of 3 trees in" in caplog.text and "are of questions measured on: left out" in caplog.text
+    assert "2 of 3 trees in" in caplog.text and "have no graded path: left out" in caplog.text
+
+
+def test_a_calibration_of_other_scores_than_solve_s_replaces_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = tmp_path / "best"
+    shutil.copytree(prm_folder(), checkpoint)
+    before = (checkpoint / "calibration.json").read_bytes()
+    typed = {
+        "checkpoint": (str(checkpoint),),
+        "data_dir": folder(tmp_path / "test", range(2)),
+        "calibrate_on": folder(tmp_path / "apart", range(8, 12)),
+        "rivals": False,
+        "num_bootstrap": 9,
+        "device": "cpu",
+    }
+    main(EvaluateOptions(**typed, context="none"))
+    assert (checkpoint / "calibration.json").read_bytes() == before
+    assert "with --context none is not saved" in caplog.text
+    caplog.clear()
+    main(EvaluateOptions(**typed, context="question"))
+    assert confidence.load(checkpoint).num_questions == 4 and "not saved" not in caplog.text
 
 
 @pytest.mark.parametrize(("option", "split"), [("data_dir", "test"), ("calibrate_on", "validation"), ("rivals_on", "")])
@@ -516,3 +629,13 @@ def test_the_pictures_of_an_evaluation_show_what_they_are_given(tmp_path: Path) 
     steps = [Discrimination(auroc=area, pairwise=area, pooled=None, num_mixed=3) for area in areas]
     plots.steps_curve(steps, tmp_path / "steps.png")
     assert inks("steps.png")["BLUE"] > 200
+
+
+def test_no_picture_of_steps_is_drawn_where_no_question_is_mixed(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    trees = [grown("search", i, noise_free=True, answers="1111") for i in range(4)]
+    scores: Scores = [np.full(5, 0.5) for _ in trees]
+    steps = [[[np.array([0.5])] * 5 for _ in trees]]
+    found = evaluate(trees, Scored(prms=[scores], steps=steps), num_bootstrap=9)
+    assert found.overall.steps  # of latents there is one, which tells nothing apart
+    assert {path.name for path in evaluator.draw(found, tmp_path)} == {"accuracy.png", "calibration.png"}

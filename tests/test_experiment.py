@@ -98,6 +98,7 @@ def test_a_grid_is_run_once_and_only_what_changed_is_run_again(
     assert "[2/3] bce, seed 1: " in printed and "; 1 left" in printed
     after = printed.partition("[3/3] few, seed 1: ")[2]
     assert re.search(r"On validation: 6 questions, N = 3.*\nbase +[–\d]", after, re.DOTALL)
+    assert "\nAlso in results.md: brier, ece\n" in after  # were asked for, and have no room above
     *_, saved, following = printed.strip().splitlines()
     assert saved.startswith("Saved reports/tiny/results.csv, reports/tiny/results.md")
     assert printed.count("Next: ") == 1 and following.startswith("Next: latent-prm report reports/tiny/runs/")
@@ -142,7 +143,7 @@ def test_a_grid_is_run_once_and_only_what_changed_is_run_again(
 
 
 def test_a_killed_training_goes_on_and_becomes_the_one_that_never_stopped(
-    write: Write, monkeypatch: pytest.MonkeyPatch
+    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(write("arms: {}", **{"batch_size: 12": "batch_size: 3, num_paths: 3, save_steps: 2"}))
     main(ExperimentOptions(path=path, output_dir="whole"))
@@ -164,6 +165,8 @@ def test_a_killed_training_goes_on_and_becomes_the_one_that_never_stopped(
     finally:
         signal.signal(signal.SIGINT, before)
     assert not Path("cut/tiny/results.md").exists()
+    told = "".join(capsys.readouterr())
+    assert "SIGINT: stopped after step 5" in told and "--resume" not in told  # which an experiment does not have
     main(ExperimentOptions(path=path, output_dir="cut"))
     assert steps == [0, 1, 2, 3, 4, 5]
     whole, cut = (next(Path(name).glob("tiny/runs/*/best/pytorch_model.bin")) for name in ("whole", "cut"))
@@ -181,7 +184,7 @@ def test_a_cell_that_fails_is_named_and_stops_no_other_and_is_tried_again(
     def full(*given: Any) -> NoReturn:
         raise OSError(28, "No space left on device", "results")
 
-    with pytest.raises(ValueError, match=r"No model in \./no/such"):  # before anything is grown
+    with pytest.raises(ValueError, match=r"^arm 'nowhere': No model in \./no/such"):  # before anything is grown
         main(ExperimentOptions(path=path))
     assert counted == {"collector": 0, "trainer": 0} and not Path("reports").exists()
     path = str(write("arms: {far: {learning_rate: 3e-3}}\n"))

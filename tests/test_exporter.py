@@ -327,12 +327,15 @@ def test_a_hub_that_has_it_public_or_is_not_there_takes_nothing_and_says_so(tmp_
     assert "is there already, and public. Type --public to write into it" in there
     assert [path for token, path, _ in asked if token] == ["/api/repos/create", "/api/models/me/prm"]
     gone = refused(tmp_path, address)
-    assert gone.startswith("The hub did not take me/prm: ") and "type: hf upload me/prm out" in gone
+    assert gone.startswith("The hub did not take me/prm: ")
+    assert gone.endswith("type: hf upload me/prm out --private\n")  # what is there can be typed, and stays private
+    assert refused(tmp_path, address, "out q3", public=True).endswith("type: hf upload me/prm 'out q3'\n")
 
 
-def refused(tmp_path: Path, address: str) -> str:
-    """What ``push`` raises ValueError with, of a folder that is there."""
-    code = "from latent_prm.exporter import push\ntry: push('out', 'me/prm')\nexcept ValueError as error: print(error)"
+def refused(tmp_path: Path, address: str, folder: str = "out", public: bool = False) -> str:
+    """What ``push`` raises ValueError with."""
+    push = f"push({folder!r}, 'me/prm', {public})"
+    code = f"from latent_prm.exporter import push\ntry: {push}\nexcept ValueError as error: print(error)"
     done = subprocess.run([sys.executable, "-c", code], env=environment(tmp_path, address), cwd=tmp_path, **READ)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import save_family
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from latent_prm.feedback import GUMBEL, RIDGE, Dropout, LatentMap, SoftMixture, uniform
+from latent_prm.feedback import GUMBEL, RIDGE, Dropout, LatentMap, SoftMixture, logits_of, uniform
 
 ONE_KEY = torch.tensor([7])
 
@@ -81,6 +81,30 @@ def test_what_is_typed_wins_over_the_models_own_map(tiny_lm: Path) -> None:
     with torch.no_grad():
         assert torch.equal(LatentMap(model)(hidden), hidden * 0.5)
         assert torch.equal(LatentMap(model, "none")(hidden), hidden)
+
+
+# --- logits ---------------------------------------------------------------------------------------------------------
+
+OWN_LOGITS = {
+    "granite": {"logits_scaling": 8.0},
+    "hyperclovax": {"logits_scaling": 8.0},  # it multiplies
+    "cohere": {"logit_scale": 0.0625},
+    "gemma2": {"final_logit_softcapping": 2.0, "query_pre_attn_scalar": 8},
+}
+
+
+@pytest.mark.parametrize("family", OWN_LOGITS)
+def test_logits_and_soft_mixtures_are_scaled_and_capped_as_the_model_does_it(tmp_path: Path, family: str) -> None:
+    model = model_of(save_family(tmp_path, family, **OWN_LOGITS[family]))
+    tokens, greedy = torch.tensor([[5, 6, 7], [8, 9, 10]]), torch.zeros(2)
+    with torch.no_grad():
+        own = model(input_ids=tokens).logits[:, -1]
+        hidden = model.base_model(input_ids=tokens).last_hidden_state[:, -1]
+        torch.testing.assert_close(logits_of(model, hidden), own, rtol=0, atol=1e-5)
+        fed = model.get_input_embeddings()(torch.arange(model.config.vocab_size))
+        mixed = SoftMixture(model)(hidden, torch.tensor([1, 2]), greedy, 0, 0.7)
+        torch.testing.assert_close(mixed, (own / 0.7).softmax(-1) @ fed, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(own, model.get_output_embeddings()(hidden), atol=0.1)
 
 
 # --- chance ---------------------------------------------------------------------------------------------------------
@@ -163,6 +187,30 @@ def test_dropout_differs_from_step_to_step_and_layer_to_layer(qwen: Any) -> None
     assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
     places = [uniform(ONE_KEY, place, 16) for place in range(4)]
     assert len({tuple(row[0].tolist()) for row in places}) == 4
+
+
+TINY: dict[str, Any] = {"vocab_size": 70, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def tiny(kind: str, **shape: Any) -> Any:
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape))
+
+
+def test_dropout_finds_falcons_attention_and_the_text_model_of_one_that_sees() -> None:
+    falcon = tiny("falcon", **TINY)
+    parts = [layer for block in falcon.transformer.h for layer in (block.self_attention, block.mlp)]
+    assert Dropout(falcon).sublayers == parts
+    text = TINY | {"intermediate_size": 32, "num_key_value_heads": 1, "head_dim": 8}
+    eyes = TINY | {"intermediate_size": 32, "image_size": 28, "patch_size": 14}
+    gemma = tiny("gemma3", text_config=text, vision_config=eyes, mm_tokens_per_image=4)
+    layers = gemma.base_model.language_model.layers
+    assert Dropout(gemma).sublayers == [layer for block in layers for layer in (block.self_attn, block.mlp)]
+
+
+def test_dropout_refuses_a_model_whose_layers_give_the_residual_stream_as_well() -> None:
+    for kind, shape in (("bloom", TINY), ("mpt", {"vocab_size": 70, "d_model": 16, "n_layers": 2, "n_heads": 2})):
+        with pytest.raises(ValueError, match=r"were found in \w+Model, .* Type --diversity_strategy noise"):
+            Dropout(tiny(kind, **shape))
 
 
 def test_a_model_without_known_layers_or_with_odd_embeddings_is_refused_in_words(qwen: Any) -> None:

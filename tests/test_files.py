@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -299,3 +300,19 @@ def test_a_folder_that_a_kill_left_aside_is_put_back(tmp_path: Path):
     with pytest.raises(OSError, match="broken"):
         files.commit_folder(final, fail)
     assert files.load_json(final / "step.json") == 1
+
+
+def test_a_turn_is_waited_for_and_not_refused(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with files.turn(tmp_path / ".lock-commit"):
+            order.append("second")
+
+    waiting = threading.Thread(target=second)
+    with files.turn(tmp_path / ".lock-commit"):
+        waiting.start()
+        waiting.join(0.3)
+        order.append("first")
+    waiting.join(10)
+    assert order == ["first", "second"]

@@ -121,6 +121,7 @@ def test_latents_come_as_they_were_in_float32_whatever_form_they_have(tmp_path: 
         numbers.bfloat16(),
         [row[None].double() for row in numbers],
         list(numbers),
+        numbers.clone().requires_grad_(),
     ]
     paths = [make_path(k, "Planner", None, latent_history=form) for k, form in enumerate(forms)]
     save(tmp_path, "batch", make_question(*paths))
@@ -193,6 +194,19 @@ def test_an_answer_on_the_path_itself_counts_too(tmp_path: Path):
     (tree,) = read(tmp_path).trees
     assert labels(tree) == [1.0]
     assert tree.paths[0].answers[0].value == "7"
+
+
+def test_an_answer_in_the_middle_is_left_out_and_counted(tmp_path: Path):
+    early = make_judger(3, 0, 1.0, "7", True)
+    paths = [make_path(0, "Planner", None, 0.0), make_path(1, "Refiner", 0, 0.0), early]
+    save(tmp_path, "batch", make_question(*paths, make_judger(4, 1, 0.0, "8", False)))
+    harvest = read(tmp_path)
+    (tree,) = harvest.trees
+    assert labels(tree) == [0.0, 0.0] and tree.paths[0].answers == []
+    assert harvest.left_out == {
+        "an answer at a path that another carries on from": [f"{tmp_path}/batch.pt: question 0, path 3"]
+    }
+    assert any("an answer at a path that another carries on from: " in sentence for sentence in harvest.say())
 
 
 def test_a_missing_label_is_censored_and_a_guess_is_never_one(tmp_path: Path):
@@ -280,6 +294,10 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "sparse latents": ({"latent_history": torch.eye(T, H).to_sparse()}, "is not a tensor of real numbers"),
     "latents of two widths": ({"latent_history": [torch.zeros(1, 4), torch.zeros(1, 5)]}, "is a list of .*5"),
     "one latent for all": ({"latent_history": torch.zeros(1).expand(10**6, 10**6)}, "more numbers than the file has"),
+    "latents in a graph that are NaN": (
+        {"latent_history": torch.full((T, 1, H), float("nan"), requires_grad=True)},
+        "NaN or infinite",
+    ),
     "no name": ({"path_id": None}, "its path_id is None"),
     "another's name": ({"path_id": 1}, "its path_id is 1"),
     "a parent that is none": ({"parent_path_id": [0]}, r"its parent is none: .*\[0\]"),
@@ -294,6 +312,13 @@ def test_what_breaks_a_rule_is_refused_by_file_and_sample(tmp_path: Path, case: 
     save(tmp_path, "batch", good, make_question(make_path(1, "Planner", None), odd))
     with pytest.raises(BadFile, match=rf"batch\.pt: question 1, path \d: .*{why}.*\n.*--skip_bad_files"):
         shards.load_trees(tmp_path)
+
+
+def test_half_a_character_is_refused_by_file_and_question(tmp_path: Path):
+    for text, gold in (("3 + 4 \ud83d?", "7"), ("3 + 4?", "\ud83d")):
+        save(tmp_path, "batch", make_question(make_path(0, "Planner", None, 1.0), text=text, gold=gold))
+        with pytest.raises(BadFile, match=r"batch\.pt: question 0: half of a character"):
+            shards.load_trees(tmp_path)
 
 
 def test_a_guess_out_of_range_is_refused_only_where_it_is_asked_for(tmp_path: Path):
@@ -385,6 +410,18 @@ def test_a_file_that_is_neither_is_unfinished_as_before(tmp_path: Path, caplog: 
     with pytest.raises(shards.NoData, match=r"No intact and finished \.pt files found .*empty\.pt, model\.pt"):
         shards.load_trees(tmp_path)
     assert "model.pt: left out: it has no model_metadata.json" in caplog.text
+
+
+def test_why_a_file_cannot_be_read_is_said_to_who_trains_and_who_looks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+):
+    save(tmp_path, "batch", make_question(make_path(0, "Planner", None, 1.0, latent_history=np.ones((2, 4)))))
+    reason = "batch.pt: it holds something other than tensors and plain values"
+    with pytest.raises(shards.NoData) as caught:
+        shards.load_trees(tmp_path)
+    assert reason in str(caught.value) and reason in caplog.text and "unfinished" not in caplog.text
+    main(["inspect", str(tmp_path)])
+    assert reason in capsys.readouterr().out
 
 
 def test_converted_shards_hold_the_same_trees_and_say_where_they_came_from(

@@ -136,6 +136,19 @@ def test_the_subjects_of_math_are_read_one_after_the_other(tmp_path: Path) -> No
     ]
 
 
+def test_a_download_of_json_files_is_read_without_what_describes_it(tmp_path: Path) -> None:
+    one, two, three = rows("multiarith")
+    (tmp_path / "train.json").write_text(json.dumps([one, two]))
+    (tmp_path / "test.json").write_text(json.dumps([three]))
+    (tmp_path / "dataset_infos.json").write_text('{"train": 2}')
+    task = load_task(f"multiarith:{tmp_path}")
+    assert [len(task.questions(split, 0, -1)) for split in ("train", "test")] == [2, 1]
+    (tmp_path / "hard").mkdir()
+    (tmp_path / "hard" / "rows.json").write_text(json.dumps(rows("gsm_hard")))
+    (tmp_path / "hard" / "dataset_infos.json").write_text("{}")
+    assert len(load_task(f"gsm_hard:{tmp_path / 'hard'}").questions("test", 0, -1)) == 3
+
+
 def test_files_that_name_no_split_are_the_one_that_there_is(tmp_path: Path) -> None:
     write(tmp_path / "gsmhardv2.jsonl", *rows("gsm_hard"))
     assert len(load_task(f"gsm_hard:{tmp_path}").questions("test", 0, -1)) == 3

@@ -13,14 +13,15 @@ import torch
 from conftest import random_tree
 from safetensors.torch import load_file, save_file
 
-from latent_prm import confidence, kinship, shards, steerer, trainer
+from latent_prm import confidence, kinship, reporter, shards, steerer, trainer
 from latent_prm.__main__ import main
 from latent_prm.demo import prm_folder, reasoner_folder
 from latent_prm.evaluator import measure
 from latent_prm.files import BadFile
 from latent_prm.model import QwenLatentPRM
-from latent_prm.options import EvaluateOptions, SteerOptions, TrainOptions
+from latent_prm.options import EvaluateOptions, ReportOptions, SteerOptions, TrainOptions
 from latent_prm.reasoner import Reasoner
+from latent_prm.sheet import Explorer, Words
 
 ANN, BOB = {"model": "ann/lm", "weights": "a" * 16}, {"model": "bob", "weights": "b" * 16}
 OTHERS = "The PRM in builtin learnt from latents of builtin (weights "
@@ -150,7 +151,8 @@ def test_a_calibration_on_paths_of_another_reasoner_is_for_that_one(solve: Any, 
         shards.write_shard(trees, tmp_path / name, "trees", facts)
     typed = f"evaluate --checkpoint {checkpoint} --data_dir {data} --calibrate_on {tmp_path / 'apart'} --no-rivals"
     assert main(f"{typed} --num_bootstrap 20 --device cpu".split()) == 0
-    assert confidence.load(checkpoint).reasoners == kinship.grower(cousin)
+    calibrated = confidence.load(checkpoint)
+    assert calibrated.reasoners == kinship.grower(cousin) and calibrated.tasks == ("arithmetic",)
     said, warned = solve("--checkpoint", str(checkpoint), "--model_path", other)
     assert "its scores were not trained for them" in warned and "not calibrated" not in warned + said
     said, warned = solve("--checkpoint", str(checkpoint))
@@ -164,6 +166,21 @@ def test_evaluate_warns_of_trees_of_another_reasoner(
     shards.write_shard([random_tree(i, width=128) for i in range(2)], tmp_path, "trees", BOB if known else {})
     measure(EvaluateOptions(checkpoint=("builtin",), data_dir=str(tmp_path), num_bootstrap=20, rivals=False))
     assert caplog.text.count(OTHERS) == known == caplog.text.count("but these are of bob")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_report_warns_of_trees_of_another_reasoner_and_shows_no_probability(known: bool, tmp_path: Path) -> None:
+    shards.write_shard([random_tree(i, width=128) for i in range(2)], tmp_path, "trees", BOB if known else {})
+    options = ReportOptions(path=str(tmp_path), device="cpu")
+    trees = shards.load_trees(tmp_path)
+    words, explorer = reporter.explore(
+        reporter.Grove(data_dir=str(tmp_path), checkpoint="builtin", trees=trees), options
+    )
+    assert isinstance(words, Words) and isinstance(explorer, Explorer)
+    warned = [line for line in words.lines if line.startswith(OTHERS)]
+    assert len(warned) == known and all("but these are of bob (weights bbbb" in line for line in warned)
+    for question in explorer.data["questions"]:
+        assert ("probability" in question["choice"]) is not known
 
 
 def test_steer_warns_of_another_reasoner_and_stops_by_no_calibration_of_the_first(

@@ -318,10 +318,29 @@ def test_a_latent_is_right_so_far_where_any_path_from_it_ended_right() -> None:
     assert loss == pytest.approx(mse + (right + right + (right + 2 * wrong) / 3) / 3)
 
 
-def test_without_counts_a_path_is_right_so_far_where_its_target_is_above_0() -> None:
-    # Nobody says 5 beside path 0; the empty value agrees with nothing, so path 2's target is 0.
+@pytest.mark.parametrize("read", [True, False])
+def test_whichever_answer_is_read_a_path_can_end_right_where_any_answer_below_it_did(read: bool) -> None:
+    tree = grown(path(*"7555"), path(*"7777"), path(), path(*"75", parent=2))
+    lesson = Lesson.of(tree, answer=read)
+    objective = StepLoss([lesson], TrainOptions(correctness_weight=1.0), lambda *_: Random(0))
+    assert {i: objective.sound[objective.row_of[0, i]].tolist() for i in lesson.targets} == {
+        0: [1, 1, 0, 0],
+        1: [0, 0, 0, 0],
+        2: [1, 1, 0, 0],
+        3: [1, 1, 1, 1],
+    }
+
+
+def test_right_and_wrong_answers_cannot_be_both_learned_and_left_out() -> None:
+    with pytest.raises(ValueError, match=r"--correctness_weight is 0\.5: .*--no-use_prm_score .*Leave one of the two"):
+        TrainOptions(correctness_weight=0.5, use_prm_score=False)
+
+
+def test_without_counts_a_path_is_right_so_far_where_its_label_is_above_0() -> None:
     tree = grown(path("5"), path("7"), path(""))
-    lesson = Lesson.of(tree, use_prm_score=False)
+    for own, label in zip(tree.paths, (1 / 3, 1 / 3, 0.0), strict=True):  # as another program's labels come
+        own.prm_score, own.num_correct, own.num_answers = label, None, None
+    lesson = Lesson.of(tree)
     assert lesson.targets == {0: 1 / 3, 1: 1 / 3, 2: 0.0} and not lesson.counts
     objective = StepLoss([lesson], TrainOptions(correctness_weight=1.0), lambda *_: Random(0))
     (batch,) = pack(objective.trees, [[]], wanted=objective.wanted)
@@ -442,6 +461,8 @@ def test_questions_that_teach_nothing_are_counted(caplog: pytest.LogCaptureFixtu
         ("0*mse", "'0' must be a number above 0, as in 0.5*mse"),
         ("-1*mse", "'-1' must be a number above 0"),
         ("nan*mse", "'nan' must be a number above 0"),
+        ("1e-999*mse", "'1e-999' must be a number above 0"),
+        ("1e*mse", "'1e' must be a number above 0"),
         ("mse+2*mse", "names mse twice"),
         ("mse++bce", "'' is none of"),
     ],
@@ -455,3 +476,4 @@ def test_a_loss_is_read_as_weights() -> None:
     assert TrainOptions().loss_terms() == {"bce": 1.0, "listwise": 0.5}
     assert TrainOptions(loss="mse", correctness_weight=0.5).loss_terms() == {"mse": 1.0, "correctness": 0.5}
     assert TrainOptions(loss="bce + .5*listwise+2*order").loss_terms() == {"bce": 1.0, "listwise": 0.5, "order": 2.0}
+    assert TrainOptions(loss="1e-3*mse+2.5E1*bce").loss_terms() == {"mse": 0.001, "bce": 25.0}

@@ -22,10 +22,10 @@ from latent_prm.metrics import (
     num_pairs,
     of_rules,
     paired_difference,
-    pick_of,
     question_aurocs,
+    rounded,
 )
-from latent_prm.selector import HOWS, weights
+from latent_prm.selector import HOWS, choose_among, weights
 
 # Four paths: "7" is right. 0.1 + 0.2 ties with 0.3, though not in floating point; the best-scored path has no answer.
 FOUR = Pool(
@@ -162,14 +162,35 @@ def test_auto_is_the_rule_that_was_recommended_for_each_question():
     assert auto.tolist() == [*best[:4], *tie_break[4:]]
 
 
-def test_the_rule_that_is_right_most_often_is_picked_and_of_equals_the_first():
-    def picked(pool: Pool) -> str:
-        return pick_of({how: right.mean() for how, right in of_rules(pool).items()})
+def test_rules_are_tried_with_all_the_paths_of_each_question_be_they_few():
+    mixed, lone = random_pool(questions=6, paths=7), random_pool(questions=1, paths=1)
+    assert mixed.lower is not None and lone.lower is not None
+    both = Pool(
+        [*lone.values, *mixed.values],
+        [*lone.correct, *mixed.correct],
+        [*lone.scores, *mixed.scores],
+        lower=[*lone.lower, *mixed.lower],
+    )
+    found = of_rules(both)
+    assert list(found) == [*HOWS]
+    for how, right in found.items():
+        assert right[1:] == pytest.approx(expected_accuracies(mixed, how, 7).per_question)
+        assert right[0] == float(lone.correct[0][0])
 
-    minority = Pool([["1", "2", "2"]], [np.array([True, False, False])], [np.array([0.9, 0.3, 0.3])])
-    assert picked(minority) == "best"
-    majority = Pool([["1", "2", "2"]], [np.array([False, True, True])], [np.array([0.9, 0.3, 0.3])])
-    assert picked(majority) == "vote"
+
+def test_a_tie_is_a_tie_however_small_the_scores():
+    small = Pool([["a", "b", "c"]], [np.array([True, False, False])], [np.array([8e-10, 1e-10, 1e-10])])
+    for how in ("weighted_vote", "logit_vote", "agreement"):
+        assert choose_among(small.values[0], small.scores[0], how).value == "a"
+        assert expected_accuracies(small, how, 3).per_question == pytest.approx([1.0])
+
+
+def test_a_noise_free_path_that_is_not_known_is_missed_by_its_own_questions_only():
+    pool = replace(random_pool(questions=3, paths=2), noise_free=np.array([1.0, np.nan, 0.0]))
+    assert "noise_free" not in pool.methods and "noise_free" in pool.take([2, 0]).methods
+    assert expected_accuracies(pool.take([2, 0]), "noise_free", 1).per_question.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="no noise_free accuracy"):
+        expected_accuracies(pool, "noise_free", 1)
 
 
 def test_some_questions_of_a_pool_are_a_pool():
@@ -289,3 +310,7 @@ def test_a_pool_without_questions_or_paths_is_refused():
         Pool([], [], [])
     with pytest.raises(ValueError, match="0 values"):
         Pool([[]], [np.array([], dtype=bool)], [np.array([])])
+
+
+def test_equal_shares_are_read_alike_whatever_way_they_were_added_up() -> None:
+    assert rounded(36.25 + 1e-13) == rounded(36.25) == rounded(36.25 - 1e-13)

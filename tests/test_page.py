@@ -57,6 +57,7 @@ def test_the_shell_is_whole_and_names_no_other_server() -> None:
     assert not re.search(r"<script>|<style|\sstyle=|\son\w+=", html)  # the page's own rules would forbid it
     scripts = [(PAGE / name).read_text("utf-8") for name in re.findall(r'src="/page/([\w.]+js)"', html)]
     assert len(scripts) == 2 and not any("innerHTML" in script or "eval(" in script for script in scripts)
+    assert not re.search(r"<input[^>]* value=", html)  # what nobody types is not sent: it is as the server was started
     wanted = set(re.findall(r'\$\("([\w-]+)"\)', scripts[1]))
     assert wanted <= set(re.findall(r'id="([\w-]+)"', html))
     assert {name for name, _ in SHELL.values()} <= {path.name for path in Path(PAGE).iterdir()}
@@ -67,6 +68,8 @@ def test_a_question_is_asked_and_its_tree_grows(page: Any, running: Running) -> 
     opened(page, running)
     assert "token" not in page.url
     assert page.input_value("#question")  # an example
+    assert [page.get_attribute(f"#{name}", "placeholder") for name in ("paths", "seed")] == ["16", "42"]
+    assert not page.input_value("#paths") and not page.input_value("#seed")  # nothing is sent of what nobody types
     page.fill("#question", QUESTION)
     page.fill("#paths", "5")
     page.keyboard.press("Tab")

@@ -112,5 +112,12 @@ def test_abstaining_is_as_worked_by_hand() -> None:
     assert len(coverage_curve(np.linspace(0, 1, 5000), np.ones(5000, dtype=bool), points=50)) == 50
 
 
+def test_where_there_is_no_answer_none_is_given() -> None:
+    sure, right = np.array([np.nan, 0.9, 0.0, np.nan]), np.array([False, True, False, False])
+    assert abstaining(sure, right, 0.0) == (0.0, 0.5, 0.5)
+    assert [(point.coverage, point.accuracy) for point in coverage_curve(sure, right)] == [(0.25, 1.0), (0.5, 0.5)]
+    assert coverage_curve(sure[[0, 3]], right[[0, 3]]) == []
+
+
 def test_a_bin_s_error_weighs_as_many_paths_as_it_holds() -> None:
     assert calibration_error([Bin(0.1, 0.2, 3), Bin(0.9, 0.5, 1)]) == pytest.approx((3 * 0.1 + 0.4) / 4)

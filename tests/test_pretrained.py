@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import save_family
+from safetensors.torch import load_file, save_file
 
 from latent_prm.model import QwenLatentPRM
 from latent_prm.pretrained import find_folder, loading, pick_device
@@ -68,3 +71,63 @@ def test_a_gated_and_a_missing_model_each_have_their_own_way_out() -> None:
 def test_an_error_of_the_disk_stays_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(PermissionError, match="not yours"), loading(str(tmp_path)):
         raise PermissionError("not yours")
+
+
+# --- folders that are not whole -------------------------------------------------------------------------------------
+
+
+def cut_off(weights: Path) -> None:
+    weights.write_bytes(weights.read_bytes()[:3000])
+
+
+def reshaped(weights: Path) -> None:
+    found = load_file(weights)
+    save_file(found | {"model.norm.weight": torch.ones(7)}, weights, metadata={"format": "pt"})
+
+
+def lacking(weights: Path) -> None:
+    found = load_file(weights)
+    del found["lm_head.weight"], found["model.layers.1.mlp.up_proj.weight"]
+    save_file(found, weights, metadata={"format": "pt"})
+
+
+def without_tokenizer(weights: Path) -> None:
+    for file in weights.parent.glob("token*"):
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (cut_off, r"The weights in {} are damaged: .* Download it again"),
+        (reshaped, r"The weights in {} have other shapes than its config.json says"),
+        (lacking, r"{} lacks \d of Llama\w+'s weights: .*layers.1.mlp.up_proj.weight. Download it again"),
+        (without_tokenizer, r"^{} has no tokenizer that can be loaded"),
+    ],
+)
+@pytest.mark.parametrize("load", [lambda folder: Reasoner.from_pretrained(folder, device="cpu"), QwenLatentPRM])
+def test_a_folder_that_is_not_whole_is_refused_by_name(
+    tmp_path: Path, damage: Callable[[Path], None], sentence: str, load: Callable[[str], object]
+) -> None:
+    folder = save_family(tmp_path / "lm", "llama")
+    damage(folder / "model.safetensors")
+    with pytest.raises(ValueError, match=sentence.format(folder)):
+        load(str(folder))
+
+
+def test_weights_that_are_more_than_data_are_refused_by_name(tmp_path: Path) -> None:
+    folder = save_family(tmp_path / "lm", "llama")
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Path}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=f"The weights in {folder} are damaged, or more than data"):
+        Reasoner.from_pretrained(str(folder), device="cpu")
+
+
+def test_a_backbone_is_whole_without_its_language_models_head(tmp_path: Path) -> None:
+    folder = save_family(tmp_path / "lm", "llama")
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert QwenLatentPRM(str(folder)).hidden_size == 16
+    with pytest.raises(ValueError, match=r"lacks 1 of LlamaForCausalLM's weights: lm_head.weight"):
+        Reasoner.from_pretrained(str(folder), device="cpu")

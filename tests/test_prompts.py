@@ -129,6 +129,13 @@ def test_a_file_says_agents_prompts_latent_steps_and_branches(tmp_path: Path) ->
     assert load_pipeline(str(tmp_path / "mine.yaml")) == expected
 
 
+def test_a_placeholder_with_spaces_in_its_braces_is_filled_in(tmp_path: Path) -> None:
+    spaced = GOOD.replace("{question}", "{ question }").replace("{answer_form}", "{answer_form }")
+    (tmp_path / "mine.yaml").write_text(GOOD)
+    (tmp_path / "spaced.yaml").write_text(spaced)
+    assert spaced != GOOD and load_pipeline(str(tmp_path / "spaced.yaml")) == load_pipeline(str(tmp_path / "mine.yaml"))
+
+
 def test_a_file_without_a_name_or_judger_is_called_as_the_file_and_its_last_agent_answers(tmp_path: Path) -> None:
     (tmp_path / "alone.yml").write_bytes(b"\xef\xbb\xbfagents:\n  - {name: one, prompt: '{question} \xe2\x86\x92'}\n")
     assert load_pipeline(str(tmp_path / "alone.yml")) == Pipeline("alone", (Agent("one", "{question} →"),), None)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,13 +16,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import save_lm
 
-from latent_prm import shards, trainer
+from latent_prm import files, shards, trainer
 from latent_prm.checkpoint import verify_checkpoint
 from latent_prm.model import QwenLatentPRM
 from latent_prm.options import TrainOptions
 from latent_prm.ranks import Ranks
 from latent_prm.tree import ReasoningTree
+from latent_prm.watching import Pace
 
 ROOT = Path(__file__).parent.parent
 ALONE = Ranks(torch.device("cpu"))
@@ -35,6 +39,8 @@ def looked_at(run, *given):
     built(run, *given)
     kinds = {isinstance(p, DTensor) for p in run.module.parameters()}
     local = sum(getattr(p, '_local_tensor', p).numel() for p in run.module.parameters())
+    add = trainer.Pace.add
+    trainer.Pace.add = lambda pace, *sizes: print("Step", run.ranks.rank, *sizes[:2], flush=True) or add(pace, *sizes)
     print("DTensors", kinds, "of", sum(p.numel() for p in run.module.parameters()), "here", local, flush=True)
 trainer.Run.__init__ = looked_at
 import latent_prm.__main__ as door
@@ -87,14 +93,20 @@ def alike(run: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_take_the_steps_of_one(parallel: str, data: Path, tiny_lm: Path, tmp_path: Path) -> None:
+def test_two_processes_take_the_steps_of_one(
+    parallel: str, data: Path, tiny_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     extra = {"loss": "bce+0.5*listwise", "correctness_weight": 0.5}
+    tokens: list[int] = []
+    monkeypatch.setattr(Pace, "add", lambda pace, *sizes: tokens.append(sizes[0]))
     one = trainer.main(options_of(typed(data, tiny_lm, tmp_path / "one", **extra)))
     (tmp_path / "program.py").write_text(SPREAD)
     words = typed(data, tiny_lm, tmp_path / "two", parallel=parallel, **extra)
     said = launch(words, str(tmp_path / "program.py"))
     assert f"2 processes ({parallel})" in said
     assert said.count("Epoch 1/3") == 1  # only one of them speaks
+    for rank in (0, 1):  # each knows the pace of the whole, not of its part
+        assert [int(found) for found in re.findall(rf"Step {rank} (\d+) \d", said)] == tokens
     alike(tmp_path / "two", one)
     whole = sum(p.numel() for p in QwenLatentPRM.from_pretrained(one / "final").parameters())
     halves = [
@@ -122,6 +134,22 @@ def test_a_run_of_two_processes_goes_on_in_one_and_the_other_way_round(
         alike(tmp_path / run, one)
 
 
+def test_small_matrices_that_two_processes_trained_go_on_beside_the_same_base_alone(
+    data: Path, tiny_lm: Path, tmp_path: Path
+) -> None:
+    lm, lora = tmp_path / "lm", {"tuning": "lora", "parallel": "fsdp"}
+    shutil.copytree(tiny_lm, lm)
+    launch(typed(data, lm, tmp_path / "two", **lora), "-m", "latent_prm")
+    cut_short(tmp_path / "two", tmp_path / "back")
+    again = options_of(typed(data, lm, tmp_path / "back", resume="auto", **lora))
+    save_lm(lm, 16, seed=5)
+    with pytest.raises(files.BadFile, match="of its weights are others in --model_path now"):
+        trainer.main(again)
+    shutil.copytree(tiny_lm, lm, dirs_exist_ok=True)
+    trainer.main(again)
+    alike(tmp_path / "back", tmp_path / "two")
+
+
 def test_accelerate_launches_the_guides_module(data: Path, tiny_lm: Path, tmp_path: Path) -> None:
     one = trainer.main(options_of(typed(data, tiny_lm, tmp_path / "one")))
     words = typed(data, tiny_lm, tmp_path / "two")[1:]
@@ -131,8 +159,6 @@ def test_accelerate_launches_the_guides_module(data: Path, tiny_lm: Path, tmp_pa
 
 def cut_short(run: Path, to: Path) -> None:
     """A copy of a run as it was after its second step."""
-    import shutil
-
     shutil.copytree(run, to, ignore=lambda _, names: {n for n in names if n.startswith(("epoch", "best", "final"))})
     (to / "training_stats.json").unlink()
     for path in to.glob("checkpoint-*"):

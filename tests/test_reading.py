@@ -11,12 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from latent_prm import shards
+from latent_prm import reading, shards
 from latent_prm.lessons import Lesson, lessons_of
 from latent_prm.model import QwenLatentPRM
 from latent_prm.options import TrainOptions
 from latent_prm.packing import pack
+from latent_prm.ranks import Ranks
+from latent_prm.run import Run
 from latent_prm.trainer import main as train
+from latent_prm.trainer import validate
 from latent_prm.tree import Path, ReasoningTree
 
 Trees = Callable[..., ReasoningTree]
@@ -201,6 +204,34 @@ def test_a_checkpoint_reads_and_sees_as_it_was_trained(
     model = QwenLatentPRM.from_pretrained(tmp_path / "run" / "best")
     assert model.reads == options.read_parts() and model.sees == options.sees
     assert (model.score_trees(trees)[0][1:] >= 0).all()
+
+
+def test_latents_stay_where_they_are_until_a_step_reads_them(tmp_path: Folder, tiny_lm: Folder, make_tree: Trees):
+    trees = [with_hidden(make_tree(n, question=f"What is {n} + 2 ?")) for n in range(40)]
+    options = TrainOptions(
+        model_path=str(tiny_lm), data_dir=str(tmp_path), reads="fed,hidden,tip,answer", device="cpu", report_to="none"
+    )
+    run = Run(options, tmp_path, trees, [], Ranks(torch.device("cpu")))
+    kept = [*run.train, *run.validation]
+    assert {id(item.tree) for item in kept} == {id(tree) for tree in trees}  # their own, not copies
+    assert all(item.context and item.tails for item in kept)
+    wide = {batch.latents.shape[1] for batch, *_ in run.prepare(0, run.train[:3]).packs}
+    assert wide == {32}
+
+
+def test_validation_is_the_same_however_many_questions_are_read_at_once(
+    tmp_path: Folder, tiny_lm: Folder, make_tree: Trees, monkeypatch: pytest.MonkeyPatch
+):
+    trees = [with_hidden(make_tree(n, question=f"What is {n} + 2 ?")) for n in range(9)]
+    options = TrainOptions(
+        model_path=str(tiny_lm), data_dir=str(tmp_path), reads="fed,tip", val_size=7, device="cpu", report_to="none"
+    )
+    run, found = Run(options, tmp_path, trees, [], Ranks(torch.device("cpu"))), []
+    for together in (7, 2):
+        monkeypatch.setattr(reading, "HANDFUL", together)
+        found.append(validate(run))
+    assert len(run.validation) == 7
+    assert found[1] == pytest.approx(found[0], abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import save_family, save_lm
+from conftest import save_family, save_lm, save_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from latent_prm.prompts import SOLO, Agent, Pipeline, render
 from latent_prm.reasoner import Reasoner
@@ -434,6 +435,15 @@ def test_a_sliding_window_never_lets_batch_mates_be_felt(tmp_path: Path) -> None
         torch.testing.assert_close(tree.paths[1].tip, narrow.latent_map(hidden)[-1], rtol=0, atol=1e-5)
 
 
+def test_where_the_longest_row_decides_the_rotation_no_batch_mate_is_felt_either(tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "rope_theta": 10000.0}
+    rope |= {"original_max_position_embeddings": 60, "partial_rotary_factor": 1.0}
+    folder = save_family(tmp_path / "lm", "phi3", rope_parameters=rope, original_max_position_embeddings=60)
+    long = Reasoner.from_pretrained(str(folder), device="cpu")
+    for question, tree in zip(ALL, grow(long, ALL), strict=True):
+        same(tree, grow(long, [question])[0])
+
+
 # --- decoding -------------------------------------------------------------------------------------------------------
 
 
@@ -526,6 +536,64 @@ def test_the_digest_tells_weights_and_maps_apart_but_not_folders(tiny_lm: Path, 
 def test_a_question_with_too_many_positions_is_refused_by_name(reasoner: Reasoner) -> None:
     with pytest.raises(ValueError, match=r"Question 'text-1' needs 519 positions .* the reasoner has 512"):
         grow(reasoner, [SHORT], latent_steps=1, max_new_tokens=512)
+
+
+SMALL: dict[str, Any] = {"vocab_size": 96, "hidden_size": 16, "num_hidden_layers": 2, "initializer_range": 0.3}
+ATTENTION = {"num_attention_heads": 2, "intermediate_size": 32}
+NOT_PLAIN = {
+    "mamba": SMALL | {"state_size": 4},
+    "lfm2": SMALL | ATTENTION | {"num_key_value_heads": 1, "layer_types": ["conv", "full_attention"]},
+    "llama4_text": SMALL | ATTENTION | {"num_key_value_heads": 1, "num_local_experts": 2, "intermediate_size_mlp": 32},
+    "rwkv": SMALL,
+}
+
+
+def save_other(folder: Path, kind: str, shape: dict[str, Any]) -> Path:
+    save_tokenizer(folder)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", NOT_PLAIN)
+def test_a_reasoner_without_plain_attention_is_refused_in_words_with_its_weights_and_without(
+    tmp_path: Path, kind: str
+) -> None:
+    folder = save_other(tmp_path / "lm", kind, NOT_PLAIN[kind])
+    for weights in (True, False):
+        with pytest.raises(ValueError, match=r"^\w+ForCausalLM .* Type a decoder with plain attention, as Qwen/Qwen3"):
+            Reasoner.from_pretrained(str(folder), device="cpu", weights=weights)
+
+
+def test_an_encoder_and_a_head_of_more_than_one_layer_are_refused_in_words(tmp_path: Path) -> None:
+    encoder = save_other(tmp_path / "encoder", "bert", SMALL | ATTENTION)
+    with pytest.raises(ValueError, match=r"^BertLMHeadModel cannot think .* Type a decoder with plain attention"):
+        Reasoner.from_pretrained(str(encoder), device="cpu")
+    tokens = {f"{name}_token_id": 1 for name in ("bos", "eos", "cls", "sep", "pad")}
+    headed = save_other(tmp_path / "headed", "modernbert-decoder", SMALL | ATTENTION | tokens)
+    with pytest.raises(ValueError, match=r"^ModernBertDecoderForCausalLM says something else"):
+        Reasoner.from_pretrained(str(headed), device="cpu")
+
+
+def test_experts_in_64_bits_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    folder = str(save_family(tmp_path / "lm", "qwen3_moe", **experts))
+    with pytest.raises(ValueError, match=r"Qwen3MoeForCausalLM cannot think in torch.float64: .* Type --dtype float32"):
+        Reasoner.from_pretrained(folder, device="cpu", dtype="float64")
+    assert Reasoner.from_pretrained(folder, device="cpu", dtype="float32").latent_dim == 16
+
+
+def test_a_padding_token_without_an_embedding_changes_nothing(
+    tiny_lm: Path, tmp_path: Path, reasoner: Reasoner
+) -> None:
+    folder = tmp_path / "lm"
+    shutil.copytree(tiny_lm, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    padded = Reasoner.from_pretrained(str(folder), device="cpu")
+    assert padded.tokenizer.pad_token_id == len(padded.model.get_input_embeddings().weight)
+    for one, other in zip(grow(padded, ALL), grow(reasoner, ALL), strict=True):
+        same(one, other)
 
 
 def test_latents_that_are_not_finite_are_refused(tiny_lm: Path, tmp_path: Path) -> None:

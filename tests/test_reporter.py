@@ -203,6 +203,7 @@ def test_an_evaluation_s_numbers_are_in_the_file_as_they_are_in_evaluation_json(
     assert "--num_bootstrap 30" in page.words and "rivals:" in page.words
     trees = page.data["trees"]
     assert len(trees["questions"]) == COUNT and trees["valued"] and trees["of"] == COUNT
+    assert "The value along each path" in page.words
 
 
 def test_what_a_path_is_is_found_out_by_what_is_in_it(
@@ -271,6 +272,7 @@ def test_a_run_shows_its_curves_and_marks_the_best_checkpoint(data: Path, tmp_pa
     by_name = {trace["name"]: trace for figure in page.data["charts"] for trace in figure["data"]}
     assert by_name["training"]["x"] == [10, 30] and by_name["training"]["y"] == [0.25, 0.2]
     assert by_name["best checkpoint"]["x"] == [20] and by_name["best checkpoint"]["y"] == [0.21]
+    assert by_name["training"]["mode"] == "lines" and by_name["Gradient norm"]["mode"] == "lines+markers"  # of one
     assert by_name["Gradient norm"]["y"] == [1.5] and by_name["Learning rate"]["y"] == [1e-4, 0.0]
     assert "1 h 1 min" in page.words and "--learning_rate 0.0001" in page.words and "--no-mixed_precision" in page.words
     assert "no best and no final checkpoint yet" in page.text and not page.data["trees"]["valued"]
@@ -297,6 +299,13 @@ def test_steering_is_drawn_against_compute(steered: Path, tmp_path: Path) -> Non
     assert "beam · prm" in page.words and "keeps no trees" in page.text and page.data["trees"] is None
 
 
+def test_trees_beside_a_steering_result_are_shown_with_the_prm_that_steered(
+    steered: Path, data: Path, tmp_path: Path
+) -> None:
+    page = reported(steered, tmp_path / "report.html", data_dir=str(data), questions=2)
+    assert "Values are predicted by builtin." in page.words and page.data["trees"]["valued"]
+
+
 # --- what is missing, and what is wrong -------------------------------------------------------------------------------
 
 
@@ -312,6 +321,7 @@ def test_what_is_missing_is_said_and_the_rest_is_there(
     page = reported(tmp_path, tmp_path / "report.html", data_dir=str(data))
     assert "The PRM was nowhere, which is not there. Name another with --checkpoint." in page.words
     assert page.data["trees"]["valued"] is False and "Paths have no predicted value here" in page.text
+    assert "The value along each path" not in page.text  # a head with nothing below it
     write_shard([make_tree(1), make_tree(2, question="Another ?")], tmp_path / "narrow", "trees", {})
     page = reported(tmp_path / "narrow", tmp_path / "report.html")
     assert "builtin reads latents 128 wide, but these are 16 wide." in page.text

@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from conftest import save_lm
+from transformers import AutoModel
 
 from latent_prm import files, resuming, shards, trainer
 from latent_prm import run as run_room
@@ -240,6 +242,47 @@ def test_a_path_that_is_no_run_is_refused(train: Train, killed: Train, tmp_path:
         train("cut")
 
 
+@pytest.mark.parametrize("resume", [None, "auto"])
+@pytest.mark.parametrize("kept", ["config.json", "model.safetensors"])
+def test_a_run_does_not_land_on_a_model(
+    train: Train, tmp_path: Path, tiny_lm: Path, resume: str | None, kept: str
+) -> None:
+    lm = tmp_path / "lm"
+    shutil.copytree(tiny_lm, lm)
+    (lm / ({"config.json", "model.safetensors"} - {kept}).pop()).unlink()
+    before = {path.name: path.read_bytes() for path in lm.iterdir()}
+    with pytest.raises(ValueError, match=rf"lm, which holds something else: {kept}\. Type a folder that is not"):
+        train("lm", resume=resume)
+    assert {path.name: path.read_bytes() for path in lm.iterdir()} == before
+
+
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_a_run_does_not_land_on_a_checkpoint(train: Train, killed: Train, tmp_path: Path, resume: str | None) -> None:
+    killed("cut", steps=1, **EVERY_STEP)
+    with pytest.raises(ValueError, match=r"checkpoint-1, which holds something else: config\.json"):
+        train("cut/checkpoint-1", resume=resume, **EVERY_STEP)
+    assert verify_checkpoint(tmp_path / "cut" / "checkpoint-1")
+
+
+@pytest.mark.parametrize("here", ["checkpoint-2", "checkpoint-2/below"])
+def test_the_checkpoint_that_one_stands_in_belongs_to_its_run(
+    here: str, train: Train, killed: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train("whole", **EVERY_STEP, batch_size=2)
+    killed("cut", steps=2, **EVERY_STEP, batch_size=2)
+    (tmp_path / "cut" / here).mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / "cut" / here)
+    resumed = train("_", output_dir=None, resume="." if here == "checkpoint-2" else "..", **EVERY_STEP, batch_size=2)
+    assert resumed.resolve() == tmp_path / "cut"
+    assert marks(resumed) == marks(whole)
+
+
+def test_a_damaged_config_of_a_run_is_named(train: Train, killed: Train, tmp_path: Path) -> None:
+    (killed("cut", steps=1, output_dir=str(tmp_path / "cut"), **EVERY_STEP) / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"cut/config\.json: not valid JSON"):
+        train("cut", resume="auto", **EVERY_STEP)
+
+
 # --- what may differ --------------------------------------------------------------------------------------------------
 
 
@@ -260,6 +303,43 @@ def test_every_difference_that_makes_it_another_run_is_named(train: Train, kille
             train("cut", resume="auto", **{**EVERY_STEP, name: value})
     with pytest.raises(ValueError, match=r"--batch_size is 3, but was 4; --seed is 7, but was 42"):
         train("cut", resume="auto", batch_size=3, seed=7, **EVERY_STEP)
+
+
+LORA: dict[str, Any] = {"tuning": "lora", "lora_rank": 2, **EVERY_STEP}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_bf16_sr"])
+@pytest.mark.parametrize("place", ["layers.0.mlp.up_proj.weight", "embed_tokens.weight", "norm.weight"])
+def test_small_matrices_go_on_beside_no_other_base(
+    optimizer: str, place: str, train: Train, killed: Train, tmp_path: Path, tiny_lm: Path
+) -> None:
+    lm, lora = tmp_path / "lm", {**LORA, "optimizer": optimizer, "model_path": str(tmp_path / "lm")}
+    shutil.copytree(tiny_lm, lm)
+    killed("cut", steps=1, **lora)
+    backbone = AutoModel.from_pretrained(lm, dtype=torch.float32)
+    with torch.no_grad():
+        backbone.get_parameter(place).view(-1)[0] += 0.01
+    backbone.save_pretrained(lm)
+    with pytest.raises(
+        files.BadFile, match=rf"1 of its weights are others in --model_path now, as backbone\.{place}\. Type the"
+    ):
+        train("cut", resume="auto", **lora)
+    shutil.rmtree(lm)
+    shutil.copytree(tiny_lm, lm)
+    assert load_state(train("cut", resume="auto", **lora) / "final").finished
+
+
+@pytest.mark.parametrize("tuning", ["full", "head"])
+def test_plain_weights_come_from_the_checkpoint_whatever_the_base_is_now(
+    tuning: str, train: Train, killed: Train, tmp_path: Path, tiny_lm: Path
+) -> None:
+    lm, every = tmp_path / "lm", {"tuning": tuning, "model_path": str(tmp_path / "lm"), **EVERY_STEP}
+    shutil.copytree(tiny_lm, lm)
+    whole = train("whole", **every)
+    killed("cut", steps=1, **every)
+    shutil.rmtree(lm)
+    save_lm(lm, 16, seed=5)
+    assert marks(train("cut", resume="auto", **every)) == marks(whole)
 
 
 def test_other_data_are_refused_and_moved_data_are_not(train: Train, killed: Train, tmp_path: Path, data: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from conftest import save_family
+from conftest import random_tree, save_family, save_tokenizer
+from transformers import AutoConfig, AutoModel
 
 from latent_prm import run as run_room
 from latent_prm import shards, trainer
@@ -104,6 +106,16 @@ def test_a_run_that_never_began_leaves_no_folder(train: Train, tmp_path: Path) -
         assert (tmp_path / name).exists() is kept
 
 
+@pytest.mark.parametrize(("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_run_that_is_stopped_while_it_loads_leaves_no_folder(
+    number: signal.Signals, end: type[BaseException], train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_room, "lessons_of", lambda *given: signal.raise_signal(number))
+    with pytest.raises(end):
+        train("run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_end_of_a_run_says_how_test_questions_are_grown_where_there_are_none(
     train: Train, trees: list[ReasoningTree], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +166,24 @@ def test_what_is_kept_loads_as_the_guide_says_and_differs_from_where_it_began(
     assert bool(inner) == (kind != "head") and "head.weight" in moved
     beside = {"adapter.pt", "adapter_model.safetensors", "adapter_config.json"}
     assert beside <= {path.name for path in (run / "best").iterdir()} or kind != "lora"
+
+
+def test_a_state_space_backbone_learns_and_loads_again(
+    train: Train, trees: list[ReasoningTree], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shape = {"vocab_size": save_tokenizer(tmp_path / "lm"), "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
+    start = AutoModel.from_config(AutoConfig.for_model("mamba", **shape))
+    start.save_pretrained(tmp_path / "lm")
+    run = train("run", model_path=str(tmp_path / "lm"), num_epochs=1)
+    loaded = QwenLatentPRM.from_pretrained(run / "best")
+    layer = "layers.0.mixer.in_proj.weight"
+    assert not torch.equal(loaded.backbone.state_dict()[layer], start.state_dict()[layer])
+    by_guide = QwenLatentPRM(model_path=str(tmp_path / "lm"))
+    by_guide.load_state_dict(torch.load(run / "best" / "pytorch_model.bin", weights_only=True))
+    for one, other in zip(loaded.score_trees(trees), by_guide.score_trees(trees), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match=r"MambaModel has 0 heads and cannot\. Type --sees chain"):
+        loaded.see("tree")
 
 
 def test_gradient_checkpointing_changes_nothing_of_what_is_learned(train: Train) -> None:
@@ -338,6 +368,40 @@ def test_a_loss_that_only_ranks_is_judged_by_its_ranking(train: Train, monkeypat
         stats = json.loads((train(loss, loss=loss) / "training_stats.json").read_text())
         assert stats["best"]["epoch"] == best
         assert stats["best"]["loss"] == pytest.approx(0.3 if best == 2 else 0.2)
+
+
+SHORT = {"opt": {"ffn_dim": 32, "word_embed_proj_dim": 16}, "gptj": {"rotary_dim": 4}}
+
+
+@pytest.mark.parametrize(
+    ("family", "reads"), [("gpt2", "fed,answer"), ("gpt2", "fed,tip,answer"), ("opt", "fed,answer"), ("gptj", "fed")]
+)
+def test_chains_beyond_the_last_position_are_refused_before_anything_is_written(
+    family: str, reads: str, train: Train, trees: list[ReasoningTree], tmp_path: Path
+) -> None:
+    longest = max(tree.chain_length(path) for tree in trees for path in range(len(tree.paths))) + ("tip" in reads)
+    taken = 6 + longest + ("answer" in reads)  # a question has six tokens, and an answer one
+    table = taken - 2
+    size = {"n_positions": table} if family == "gpt2" else {"max_position_embeddings": table}
+    folder = str(save_family(tmp_path / "lm", family, **size, **SHORT.get(family, {})))
+    with pytest.raises(
+        ValueError, match=rf"take {taken} positions, but .* has {table}\. Type --max_seq_length {longest - 2}, or"
+    ):
+        train("run", model_path=folder, reads=reads)
+    assert not (tmp_path / "run").exists()
+    assert (train("run", model_path=folder, reads=reads, max_seq_length=longest - 2) / "final").is_dir()
+
+
+def test_positions_that_are_computed_have_no_last_one(train: Train, tmp_path: Path) -> None:
+    folder = save_family(tmp_path / "lm", "qwen3", max_position_embeddings=8)
+    assert (train("run", model_path=str(folder)) / "final").is_dir()
+
+
+def test_a_question_that_leaves_no_position_for_a_latent_is_refused(train: Train, tmp_path: Path) -> None:
+    shards.write_shard([random_tree(9, question="What is 1 + 1 + 1 + 1 ?")], tmp_path / "data", "long", {})
+    folder = str(save_family(tmp_path / "lm", "gpt2", n_positions=10))
+    with pytest.raises(ValueError, match=r"but GPT2Model has 10\. Type --context none, or another --model_path"):
+        train("run", model_path=folder)
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(

@@ -29,18 +29,22 @@ from conftest import random_tree
 from safetensors.torch import save
 from serving import TOKEN, Running, read_all, serving
 
-from latent_prm import batching, server, solver
+from latent_prm import batching, server, solver, wire
 from latent_prm.__main__ import main
+from latent_prm.api import Service
 from latent_prm.batching import Batcher, Full, Scored, Size
 from latent_prm.client import packed
 from latent_prm.confidence import FILE
 from latent_prm.demo import prm_folder
+from latent_prm.describing import BYTES
 from latent_prm.model import QwenLatentPRM
 from latent_prm.options import ServeOptions
 from latent_prm.patience import patient
 from latent_prm.reading import Read
 from latent_prm.reasoner import Reasoner
+from latent_prm.tasks import BUILT_IN
 from latent_prm.tree import ReasoningTree
+from latent_prm.wire import Unreadable
 
 QUESTION = "Ann has 12 apples. On Monday she buys 5. How many apples does Ann have?"
 OPEN = {"/health", "/", "/page/page.css", "/page/page.js", "/page/tree.css", "/page/tree.js", "/page/icon.svg"}
@@ -81,10 +85,10 @@ def score_body(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", sorted(OPEN | CLOSED))
 def test_only_health_and_the_pages_shell_are_open(running: Running, path: str) -> None:
-    for method in ("GET", "POST", "PUT", "OPTIONS"):
+    for method in ("GET", "HEAD", "POST", "PUT", "OPTIONS"):
         for token in (None, "", "wrong", TOKEN + "x", TOKEN[:-1], TOKEN.upper()):
             refused = running.ask(method, path, token=token).status == 401
-            assert refused is not (path in OPEN and method == "GET"), (method, token)
+            assert refused is not (path in OPEN and method in ("GET", "HEAD")), (method, token)
         assert running.ask(method, path).status != 401
 
 
@@ -93,6 +97,13 @@ def test_only_health_and_the_pages_shell_are_open(running: Running, path: str) -
 )
 def test_the_token_is_only_taken_as_a_bearers(running: Running, header: str) -> None:
     assert running.ask("GET", "/metrics", token=None, Authorization=header).status == 401
+
+
+def test_of_what_is_open_the_head_can_be_had_alone(running: Running) -> None:
+    for path in sorted(OPEN):
+        head, whole = (running.ask(method, path, token=None) for method in ("HEAD", "GET"))
+        assert head.status == whole.status == 200 and head.body == b""
+        assert head.headers["content-length"] == whole.headers["content-length"]
 
 
 def test_of_two_tokens_none_counts(running: Running) -> None:
@@ -177,6 +188,24 @@ def test_without_a_calibration_there_is_no_probability_and_without_a_reasoner_no
         assert found.ask("POST", "/v1/score", score_body()).json["paths"][0]["probability"] is None
         assert found.ask("POST", "/v1/solve", {"question": QUESTION}).status == 404
         assert found.ask("GET", "/v1/about").json["model_path"] is None
+
+
+def test_a_prm_that_reads_the_tip_or_hidden_states_is_not_asked_without(tiny_lm: Path) -> None:
+    model = QwenLatentPRM(model_path=str(tiny_lm), reads=("hidden", "tip")).eval()
+    found = Service(ServeOptions(solve=False, device="cpu"), model)
+    tree = random_tree(1, noise_free=False)
+    for path in tree.paths:
+        path.hidden = path.latents
+    found._readable(BYTES, packed(tree))
+    tree.paths[0].tip = None  # of no leaf: nobody reads it
+    found._readable(BYTES, packed(tree))
+    last = len(tree.paths) - 1
+    tree.paths[last].tip = None
+    with pytest.raises(Unreadable, match=f"Path {last} ends here, but has no tip, which this PRM reads: send it as"):
+        found._readable(BYTES, packed(tree))
+    tree.paths[1].hidden = None
+    with pytest.raises(Unreadable, match="Path 1 has no hidden states, which this PRM reads: send them as hidden"):
+        found._readable(BYTES, packed(tree))
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -517,8 +546,8 @@ def test_what_is_told_of_an_unfinished_path_is_what_it_would_be_scored(running: 
     [
         ({"question": " "}, "question is empty"),
         ({"question": ""}, "at least 1 character"),
-        ({"question": QUESTION, "task": "riddles"}, "--task is riddles"),
-        ({"question": QUESTION, "task": "gsm8k"}, "--task is gsm8k"),
+        ({"question": QUESTION, "task": "riddles"}, "task: Input should be 'arithmetic', 'search', 'maths', 'choice'"),
+        ({"question": QUESTION, "task": "gsm8k"}, "task: Input should be 'arithmetic', 'search', 'maths', 'choice'"),
         ({"question": QUESTION, "task": "search"}, "not a search question"),
         ({"question": QUESTION, "num_paths": 65}, "less than or equal to 64"),
         ({"question": QUESTION, "num_paths": 0}, "greater than or equal to 1"),
@@ -530,6 +559,24 @@ def test_what_is_told_of_an_unfinished_path_is_what_it_would_be_scored(running: 
 def test_what_cannot_be_answered_is_refused_before_the_first_line(running: Running, body: Any, said: str) -> None:
     reply = running.ask("POST", "/v1/solve", body)
     assert reply.status == 422 and said in reply.json["error"] and len(reply.body) < 600
+    assert "--" not in reply.json["error"] and "latent-prm" not in reply.json["error"]  # nobody sits at a terminal
+
+
+def test_every_built_in_task_may_be_asked_for() -> None:
+    (choices, _) = wire.SolveBody.model_json_schema()["properties"]["task"]["anyOf"]
+    assert set(choices["enum"]) == set(BUILT_IN)
+
+
+def test_what_a_request_leaves_out_is_as_the_server_was_started(running: Running) -> None:
+    about = running.ask("GET", "/v1/about").json
+    assert (about["num_paths"], about["seed"], about["reads"]) == (16, 42, ["fed", "answer"])
+    with serving(branches="3,2", seed=7, latent_steps=2) as found:
+        about = found.ask("GET", "/v1/about").json
+        started = found.ask("POST", "/v1/solve", {"question": QUESTION}).lines[0]
+        assert (about["num_paths"], about["seed"]) == (6, 7) == (started["num_paths"], started["seed"])
+        reply = found.ask("POST", "/v1/solve", {"question": QUESTION, "num_paths": 5})
+        said = "num_paths is 5, but this server branches its paths as 3,2, 6 in all: leave num_paths out."
+        assert reply.status == 422 and reply.json["error"] == said
 
 
 def test_only_a_few_questions_wait_and_nobody_is_forgotten(running: Running) -> None:

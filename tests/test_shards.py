@@ -433,6 +433,9 @@ def test_trees_that_break_a_rule_are_never_written(tmp_path: Path):
             write(tmp_path, trees=[tree])
     with pytest.raises(ValueError, match="question 'a' stands there 2 times"):
         write(tmp_path, trees=[make_tree("a", "7"), make_tree("a", "8")])
+    for text in ("half \ud83d", "half \udc00 too"):
+        with pytest.raises(ValueError, match=r"question '.*': half of a character"):
+            write(tmp_path, "x", [make_tree(text, "7")])
     with pytest.raises(ValueError, match="no tree with a path"):
         shards.write_shard([], tmp_path, "x", FACTS)
     assert list(tmp_path.iterdir()) == []
@@ -510,6 +513,17 @@ def test_inspect_prints_a_row_per_shard_a_total_and_what_is_unfinished(
     assert rows["two"][1:] == ["3", "6", "6", "4", "0.00", "0.00", "0.00", "0.00", "0.00", "█"]
     assert rows["total:"][2:] == ["4", "10", "10", "4", "0.25", "0.00", "0.17", "0.25", "0.25", "█", "▂"]
     assert "Not read: half.pt: it has no half_metadata.json, so it is unfinished." in out
+
+
+def test_inspect_names_the_shards_however_narrow_the_terminal_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    write(tmp_path, "one", [make_tree("a", "7", "7", "8")])
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("COLUMNS", "60")
+    inspector.main(InspectOptions(path=str(tmp_path)))
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["one"]]
+    assert row[1:11] == ["1", "4", "4", "4", "1.00", "0.00", "0.67", "1.00", "1.00", "█"]
 
 
 def test_inspect_shows_trees_after_the_table_mixed_ones_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

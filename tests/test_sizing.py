@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModel
 
 from latent_prm import files, tuning
+from latent_prm.feeding import prepare
+from latent_prm.lessons import lessons_of, num_targets
 from latent_prm.model import QwenLatentPRM
 from latent_prm.optimizers import autocast_dtype, make_optimizer, shrink_weights
 from latent_prm.options import TrainOptions
@@ -370,6 +372,32 @@ def test_columns_are_those_of_the_data(tiny_lm: Path, tmp_path: Path, make_tree:
     assert found.per_path == found.widest / 9
     assert found.load(options).columns == -(-16 * found.widest // 9)
     assert read(replace(options, reads="fed,tip,answer")).widest == found.widest + 6 * 2  # leaves: a tip, a number
+
+
+@pytest.mark.parametrize("reads", ["fed", "fed,tip,answer"])
+def test_the_chains_that_order_adds_are_columns_too(
+    reads: str, tiny_lm: Path, tmp_path: Path, make_tree: Callable[..., Any]
+) -> None:
+    trees = [make_tree(seed, latent_steps=(3, 3), question=f"What is {seed} ?") for seed in range(6)]
+    write_shard(trees, tmp_path, "a", {})
+    options = TrainOptions(model_path=str(tiny_lm), data_dir=str(tmp_path), reads=reads, batch_size=64, val_size=0)
+    plain, found = read(options), read(replace(options, loss="bce+order"))
+    model = QwenLatentPRM(tiny_lm, 16, reads=options.read_parts())
+    lessons = lessons_of(trees, options)
+    beside = model.as_read([lesson.tree for lesson in lessons])
+    items = [lesson._replace(context=own.context, tails=own.tails) for lesson, own in zip(lessons, beside, strict=True)]
+    work = prepare(
+        items,
+        0,
+        replace(options, loss="bce+order"),
+        hidden_size=16,
+        dropout=0.0,
+        shared=True,
+        share=lambda sizes: list(range(len(sizes))),
+    )
+    assert len(work.objective.margins) > 6  # by hand: whose target is above one half
+    assert found.load(options).columns == pytest.approx(work.num_tokens * 256 / num_targets(lessons), abs=1)
+    assert found.widest > plain.widest and found.per_path > 1.2 * plain.per_path
 
 
 def test_a_damaged_shard_is_an_error_unless_it_is_to_be_skipped(

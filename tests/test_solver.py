@@ -8,15 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from latent_prm import confidence as calibrations
+from latent_prm import solver
 from latent_prm.__main__ import main
 from latent_prm.confidence import fit
 from latent_prm.demo import prm_folder
+from latent_prm.growth import every_latent
 from latent_prm.metrics import Pool
+from latent_prm.model import QwenLatentPRM
 from latent_prm.options import SolveOptions
+from latent_prm.reasoner import Reasoner
 from latent_prm.selector import Choice
-from latent_prm.solver import said
+from latent_prm.solver import remarks, said
 from latent_prm.steering import Grown
 from latent_prm.tree import Answer, ReasoningTree
 from latent_prm.tree import Path as LatentPath
@@ -57,7 +62,8 @@ def uncalibrated(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_built_in_prm_is_calibrated(solve):
     out = solve()
-    assert "not calibrated" not in out and "Chosen by logit_vote was right in" in out
+    assert "not calibrated" not in out and "Chosen by logit_vote, which was right in" in out
+    assert "of other tasks" not in out
 
 
 def test_it_shows_the_vote_and_says_that_nobody_has_calibrated_it(solve, uncalibrated):
@@ -75,7 +81,7 @@ def test_with_a_calibration_it_says_how_likely_the_answer_is_right_and_by_which_
     out = solve("--checkpoint", calibrated)
     assert re.search(r"^I think \d+, right with probability 0\.\d\d$", out, re.MULTILINE)
     assert "not calibrated" not in out
-    assert re.search(r"^Chosen by \w+ was right in [\d.]+ % of the calibration questions", out, re.MULTILINE)
+    assert re.search(r"^Chosen by \w+, which was right in [\d.]+ % of the calibration questions", out, re.MULTILINE)
     assert "\nChosen by rank_vote.\n" in solve("--checkpoint", calibrated, "--select", "rank_vote")
 
 
@@ -121,8 +127,6 @@ def test_options_that_make_no_sense_are_refused(typed, complaint):
 
 
 def grown(values: list[str], scores: list[float], votes: list[int]) -> Grown:
-    import torch
-
     paths = [
         LatentPath(latents=torch.ones(1, 2), tip=None, answers=[Answer(text=value, value=value, correct=False)])
         for value in values
@@ -145,11 +149,29 @@ def test_what_is_said():
     assert said(one, Choice("", 0.8, 2, 0.0), 0.5) == "I do not know: no path gave an answer."
 
 
-def test_who_watches_sees_every_step_but_the_last_and_what_it_raises_ends_the_growth():
-    from latent_prm import solver
-    from latent_prm.model import QwenLatentPRM
-    from latent_prm.reasoner import Reasoner
+def test_a_probability_of_other_tasks_is_said_to_be_one(solve):
+    out = solve("--task", "text")
+    assert "This probability was calibrated on questions of other tasks: arithmetic, search." in out
 
+
+def test_where_no_path_gave_an_answer_nothing_is_said_of_how_it_was_chosen(calibrated: str):
+    options = SolveOptions(question=QUESTION, task="text", steer="topk")
+    known = calibrations.load(calibrated)
+    assert remarks(options, Choice("", 0.8, 0, 0.0), known) == [] == remarks(options, Choice("", 0.8, 0), None)
+    assert len(remarks(options, Choice("7", 0.8, 0, 0.5), known)) == 2  # unknown: of which tasks it is
+
+
+def test_who_watches_gets_the_paths_of_a_growth_that_is_cut_into_single_latents():
+    options = SolveOptions(question=QUESTION, num_paths=2, device="cpu")
+    reasoner, model = Reasoner.from_pretrained(device="cpu"), QwenLatentPRM.from_pretrained("builtin")
+    shown = solver.grow(options, reasoner, model, watch=lambda tree, scores: None).tree
+    alone = solver.grow(options, reasoner, model).tree
+    cut = reasoner.grow(*solver.put(options), every_latent(reasoner.growth(num_paths=2)))
+    latents = [tree.chain_latents(tree.offered()[-1]) for tree in (shown, cut, alone)]
+    assert torch.equal(latents[0], latents[1]) and not torch.equal(latents[0], latents[2])
+
+
+def test_who_watches_sees_every_step_but_the_last_and_what_it_raises_ends_the_growth():
     options = SolveOptions(question=QUESTION, num_paths=3, device="cpu")
     reasoner, model = Reasoner.from_pretrained(device="cpu"), QwenLatentPRM.from_pretrained("builtin")
     seen: list[int] = []

@@ -16,10 +16,11 @@ from rich.console import Console
 from latent_prm.contest import ALL, Report, Unsteered, print_reports
 from latent_prm.metrics import Interval, Pool
 from latent_prm.options import SteerOptions
+from latent_prm.reasoner import Reasoner
 from latent_prm.reporter import look
-from latent_prm.steerer import main
+from latent_prm.steerer import Bench, ancestors, main
 
-METHODS = "topk,beam,anytime,balanced"
+METHODS = "topk,beam,anytime,balanced,conservative"
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,13 @@ def test_methods_are_held_against_as_many_unsteered_paths_as_cost_no_less(report
     assert all((line.gain is None) == line.name.startswith(("noise", "unsteered")) for line in lines.values())
 
 
+def test_a_preset_is_held_against_as_many_paths_as_itself_asks_for(reports: dict[str, Report]) -> None:
+    lines = [line for line in reports[ALL].lines if line.name == "conservative"]
+    for line in lines:  # 3 paths, and nobody is pruned
+        assert line.costs["latents"] == 3 * 4 and line.at_equal_latents == (3, line.gain)
+    assert len(lines) == 2
+
+
 def test_the_truth_steers_better_than_the_prm(reports: dict[str, Report]) -> None:
     right = {(line.name, line.scorer): line.right.mean for line in reports[ALL].lines}
     assert right["beam", "oracle"] > right["beam", "prm"]
@@ -144,14 +152,35 @@ def test_the_device_is_said_once_and_agreement_chooses_too(tmp_path: Path, caplo
     assert "unsteered, agreement" in [line.name for line in found[ALL].lines]
 
 
-def test_the_cost_of_fewer_paths_lies_between_one_and_all() -> None:
+def test_the_fewest_paths_that_cost_no_less_are_found() -> None:
     pool = Pool([["1"] * 4], [np.ones(4, dtype=bool)], [np.full(4, 0.5)])
-    first, whole = np.array([[10.0, 3.0, 1.0, 8.0]]), np.array([[10.0, 12.0, 4.0, 20.0]])
-    unsteered = Unsteered("prm", pool, first, whole, "vote")
+    spent = np.array([[[10.0, 3.0 * k, 1.0 * k, 4.0 + 4.0 * k]] for k in (1, 2, 3, 4)])
+    unsteered = Unsteered("prm", pool, spent, "vote")
     assert unsteered.costs(2).tolist() == [[10.0, 6.0, 2.0, 12.0]]
     assert unsteered.equal(np.array([[0.0, 6.0, 0.0, 0.0]]), slice(1, 2)) == 2
     assert unsteered.equal(np.array([[0.0, 6.5, 0.0, 0.0]]), slice(1, 2)) == 3
     assert unsteered.equal(np.array([[99.0, 0.0, 0.0, 0.0]]), slice(None)) == 4
+
+
+def test_few_leaves_stand_on_few_ancestors() -> None:
+    growth = Reasoner.from_pretrained(device="cpu").growth(branches=(2, 2), latent_steps=2)
+    assert [ancestors(growth, k) for k in (1, 2, 3, 4)] == [[1, 1], [5 / 3, 2], [2, 3], [2, 4]]
+    alone = Reasoner.from_pretrained(device="cpu").growth(num_paths=49, latent_steps=2)
+    assert all(ancestors(alone, k) == [k] for k in range(1, 50))
+
+
+def test_of_several_agents_one_path_pays_for_its_own_ancestors_and_all_for_what_was_grown() -> None:
+    pipeline: dict[str, Any] = {"pipeline": "sequential", "num_paths": 4, "latent_steps": 2, "pool_paths": 8}
+    bench = Bench(SteerOptions(max_samples=2, methods="none", scorer="random", num_bootstrap=10, **pipeline))
+    (_, unsteered), read = bench.try_all(), bench.reasoner.spent
+    spent = unsteered[0].spent.mean(1)
+    plain = replace(bench.pool_growth, noise_free=False)
+    for k, growth in ((1, replace(bench.growth, noise_free=True)), (8, plain)):
+        before = read.copy()
+        bench.reasoner.grow(bench.questions, bench.task, growth, roots=range(0) if k == 1 else None)
+        names = ("prompt_tokens", "latents")
+        assert spent[k - 1, :2].tolist() == [(read[name] - before[name]) / 2 for name in names]
+    assert (np.diff(spent[:, :2], axis=0) > 0).all()
 
 
 @pytest.mark.parametrize(

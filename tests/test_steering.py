@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import random_tree
+from conftest import random_tree, save_family
 
 from latent_prm import rules
 from latent_prm.growth import Growth, every_latent
@@ -283,6 +283,16 @@ def test_the_heuristic_is_one_less_the_share_of_the_entropy(reasoner: Reasoner, 
     assert scorer.cost == pytest.approx(2 * len(shares) * 16 / parameters(reasoner.model.base_model))
 
 
+def test_the_heuristic_knows_how_a_model_scales_its_logits(tmp_path: Path) -> None:
+    folder = save_family(tmp_path / "lm", "granite", logits_scaling=8.0)
+    granite = Reasoner.from_pretrained(str(folder), device="cpu", align="none")
+    tree = granite.grow(SHORT, TASK, num_paths=2, latent_steps=2, max_new_tokens=2)
+    tips = torch.stack([path.tip for path in tree.paths if path.tip is not None])
+    shares = (granite.model.lm_head(tips) / 8).double().softmax(-1)
+    expected = 1 + (shares * shares.log()).sum(-1) / np.log(shares.shape[-1])
+    np.testing.assert_allclose(HeuristicScorer(granite)([tree])[0], expected.numpy(), atol=1e-6)
+
+
 def test_lots_follow_from_seed_and_question() -> None:
     trees = [random_tree(1), random_tree(2)]
     one, other = RandomScorer(1)(trees), RandomScorer(1)(trees[::-1])[::-1]
@@ -414,3 +424,32 @@ def test_every_name_makes_a_guide_and_wrong_ones_are_told() -> None:
     with pytest.raises(ValueError, match="particles makes copies of paths"):
         from_name("particles", ByHand(), merge=0.9)
     assert isinstance(from_name("beam", ByHand(), keep=0.5, after=[2, 3]), Steering)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("anytime", {"after": [2]}, "anytime has no setting 'after': it has confidence"),
+        ("anytime", {"merge": 0.9}, "anytime has no setting 'merge'"),
+        ("anytime", {"begin": 0.5}, "anytime has no setting 'begin'"),
+        ("anytime", {"more": 0}, "anytime has more 0, but it must be above 0: give 1"),
+        ("anytime", {"first": -1}, "anytime has first -1"),
+        ("particles", {"temperature": 0}, "particles has temperature 0, but it must be above 0"),
+        ("quality", {"temperature": float("nan")}, "quality has temperature nan"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_before_anything_grows(
+    name: str, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        from_name(name, ByHand(), **settings)
+
+
+def test_where_nothing_can_be_steered_it_is_said_once(reasoner: Reasoner, caplog: pytest.LogCaptureFixture) -> None:
+    short = reasoner.growth(num_paths=4, latent_steps=1, max_new_tokens=4)
+    for name in ("topk", "merge", "none", "anytime"):
+        guide = from_name(name, ByHand())
+        for question in BOTH:
+            guide.grow(reasoner, [question], TASK, short)
+    said = [record.getMessage().partition(":")[0] for record in caplog.records]
+    assert said == ["topk steers nothing", "merge steers nothing"]

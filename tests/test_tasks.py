@@ -146,6 +146,9 @@ def test_no_visit_may_leave_the_numbers_that_there_are():
 def test_a_question_of_another_kind_is_no_search_question():
     with pytest.raises(ValueError, match="not a search question: 'How many'"):
         SearchTask().grade(Question("q", "How many", "1"), "1")
+    nowhere = "Start at 7. Moves: add 3, double. Reach 7 in 0 moves. Which numbers do you visit?"
+    with pytest.raises(ValueError, match="not a search question: 'Start at 7"):
+        SearchTask().grade(Question("q", nowhere, "1"), "")
 
 
 @pytest.mark.parametrize("moves", ["add 3, halve", "add 3 double", "subtract 2", "add 3,", "add"])
@@ -254,6 +257,9 @@ def test_a_question_asked_twice_is_asked_once(tmp_path: Path):
         (b'{"question": "a", "answer": null}', 'lacks a "question" or an "answer"'),
         (b'{"question": " ", "answer": "1"}', 'lacks a "question" or an "answer"'),
         (b'{"question": "a \\ud83d", "answer": "1"}', "has half of a character"),
+        (b'{"question": "a", "answer": NaN}', "has NaN for a text or a number: write it in quotes"),
+        (b'{"question": "a", "answer": 1e999}', "has Infinity for a text"),
+        (b'{"question": "a", "answer": true}', "has true for a text"),
         (b'["a", "b"]', "is not a JSON object"),
         (b'{"question": "a", "answer": "A", "choices": ["x"]}', "has 1 choices: write 2 to 26"),
         (b'{"question": "a", "answer": "A", "choices": "x, y"}', "has choices that are no list of texts: 'x, y'"),
@@ -315,6 +321,7 @@ def test_a_csv_has_a_header_quoted_cells_and_columns_of_choices(tmp_path: Path):
         (b'question,answer\n"3 +\n4?",7\n5?\n', r'q\.csv, line 4 lacks a "question" or an "answer"'),
         (b"question,solution\n3 + 4?,7\n", r'q\.csv, line 2 lacks a "question" or an "answer"'),
         (b"question,answer\n3, 4 or 5?,7\n", r"q\.csv, line 2 is not CSV in UTF-8 \(3 cells under a header of 2\)"),
+        (b"question,answer,answer\n3?,1,2\n", r"q\.csv, line 1 is not CSV .* names the column 'answer' twice"),
         (b'question,answer\n"3 + 4?,7\n', r"q\.csv, line 2 is not CSV in UTF-8"),
         (b"question,answer\ncaf\xe9,7\n", r"q\.csv, line \d is not CSV in UTF-8"),
     ],
@@ -324,6 +331,21 @@ def test_a_bad_line_of_a_csv_is_named(tmp_path: Path, written: bytes, wrong: str
     path.write_bytes(written)
     with pytest.raises(ValueError, match=wrong):
         load_task(str(path)).stream("train", 0)
+
+
+def test_a_json_file_is_a_list_of_objects_or_lines_of_them(tmp_path: Path):
+    path, asked = tmp_path / "q.json", [{"question": "3 + 4?", "answer": 7}, {"question": "5 + 5?", "answer": "10"}]
+    for written in (json.dumps(asked, indent=2), "\ufeff" + json.dumps(asked), "\n".join(map(json.dumps, asked))):
+        path.write_text(written, encoding="utf-8")
+        assert [q.gold for q in load_task(str(path)).questions("train", 0, -1)] == ["7", "10"]
+    for written, wrong in (
+        ("[1]", "row 1 is not a JSON object"),
+        ("[{", "is not JSON"),
+        ('[{"question": "a"}]', "row 1 l"),
+    ):
+        path.write_text(written)
+        with pytest.raises(ValueError, match=rf"q\.json,? {wrong}"):
+            load_task(str(path)).stream("train", 0)
 
 
 def test_an_empty_file_has_no_questions(tmp_path: Path):
@@ -407,8 +429,15 @@ def test_a_task_that_ends_leaves_the_stream_to_the_others(tmp_path: Path):
 
 
 def test_two_tasks_of_one_name_are_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="have one name, so their questions could not be told apart"):
+    with pytest.raises(
+        ValueError, match=r"have one name, so their questions could not be told apart\. Rename one of the"
+    ):
         load_task(f"{tmp_path / 'q.jsonl'},{tmp_path / 'again' / 'q.jsonl'}")
+    for spec, name in (("search:2,search:3", "search"), (f"gsm8k:{tmp_path}/a,gsm8k:{tmp_path}/b", "gsm8k")):
+        with pytest.raises(
+            ValueError, match=f"could not be told apart. Type one {name} only, and collect the other in a"
+        ):
+            load_task(spec)
 
 
 def test_a_file_that_is_called_as_a_built_in_task_would_be_graded_as_one_so_it_is_refused(tmp_path: Path):
@@ -431,9 +460,9 @@ def test_an_unknown_task_is_named_with_the_one_that_was_meant(spec: str, near: s
         load_task(spec)
 
 
-@pytest.mark.parametrize("spec", ["zzz", "arithmetic,q.json", "gsm8k:", "zzz:q.jsonl.gz"])
+@pytest.mark.parametrize("spec", ["zzz", "arithmetic,q.txt", "gsm8k:", "zzz:q.jsonl.gz"])
 def test_an_unknown_task_is_answered_with_all_that_there_are(spec: str):
-    with pytest.raises(ValueError, match=r"unknown task .*gsm8k, math, .*gym:NAME, or the path of a \.jsonl, \.csv or"):
+    with pytest.raises(ValueError, match=r"unknown task .*gsm8k, math, .*gym:NAME, or the path of a \.jsonl, \.json, "):
         load_task(spec)
 
 
@@ -470,6 +499,17 @@ def test_repeats_within_and_across_splits_are_found_and_said(tmp_path: Path):
     assert str(find_repeats(load_task(f"arithmetic,gsm8k:{tmp_path}"), "test")[0]) == (
         "gsm8k: 2 of 3 questions also stand in the train split."
     )
+
+
+def test_a_question_that_comes_again_with_another_answer_is_said_to_contradict(tmp_path: Path):
+    path = tmp_path / "q.jsonl"
+    rows = [("What is 3 + 4?", "7"), ("what is 3+4", "7.0"), ("What is 2 + 2?", "4"), ("What is 2+2", "5")]
+    path.write_text("\n".join(json.dumps({"question": text, "answer": gold}) for text, gold in rows))
+    (found,) = find_repeats(load_task(str(path)), "train")
+    assert str(found).split("\n") == [
+        "q: 2 of 4 rows ask again and were left out.",
+        "q: 1 of these have another answer than before (first: 'What is 2 + 2?'): mend them.",
+    ]
 
 
 def test_where_nothing_repeats_nothing_is_said(tmp_path: Path):

@@ -15,7 +15,7 @@ import torch
 from conftest import save_family
 from transformers import AutoModelForCausalLM
 
-from latent_prm.thought import CompiledStep, Thought, sample
+from latent_prm.thought import CompiledStep, Thought, decode, likeliest_or_drawn, sample
 
 
 def thought_of(folder: Path, *prompts: list[int]) -> Thought:
@@ -74,6 +74,33 @@ def test_top_p_draws_from_the_likeliest_tokens_that_reach_it() -> None:
     assert sample(logits, numbers, 0.7).tolist() == [1, 1, 1, 3, 3]  # 0.5 + 0.25: tokens 1 and 3, 2/3 and 1/3
     assert sample(logits, numbers, 0.4).tolist() == [1, 1, 1, 1, 1]  # the first that reaches it counts
     assert sample(logits, numbers, 0.76).tolist() == [1, 1, 2, 2, 3]  # 0.5, 0.15 and 0.25 of 0.9
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("qwen3", {}),
+        ("granite", {"logits_scaling": 8.0}),
+        ("cohere", {"logit_scale": 0.25}),
+        ("gemma2", {"final_logit_softcapping": 2.0, "query_pre_attn_scalar": 8}),
+    ],
+)
+def test_tokens_are_drawn_from_the_models_own_logits_and_as_sure(
+    tmp_path: Path, family: str, settings: dict[str, Any]
+) -> None:
+    numbers = torch.rand(16, 3, generator=torch.Generator().manual_seed(0))
+    thought = thought_of(save_family(tmp_path, family, **settings), *[[5, 6, 7]] * 16)
+    drawn = likeliest_or_drawn(numbers, torch.zeros(16, dtype=torch.bool), 0.7, 1.0)
+    tokens, _, surety = decode(thought, 3, set(), drawn)
+    for row in range(16):
+        said, sure = [5, 6, 7], []
+        for number in numbers[row]:
+            own = thought.model(input_ids=torch.tensor([said])).logits[:, -1]
+            said.append(int(sample(own / 0.7, number[None])))
+            sure.append(own.log_softmax(-1)[0, said[-1]].item())
+        assert tokens[row] == said[3:]
+        assert surety[row] == pytest.approx(sum(sure) / 3, abs=1e-5)
 
 
 # --- compiled steps on a static cache -------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from latent_prm import shards, trainer
+from latent_prm import seals, shards, trainer
 from latent_prm.__main__ import main
 from latent_prm.checkpoint import load_state
 from latent_prm.inventory import judge, look
@@ -164,9 +164,62 @@ def test_a_damaged_shard_is_named_set_aside_and_grown_again(
 def test_the_command_that_it_says_to_type_grows_what_is_lost(data: Path, grown: Path, verify: Verify) -> None:
     cut(data / f"{FIRST}.pt")
     typed = next_command(verify(data, "--repair")[1])
-    assert main([*typed, "--batch_size", "2"]) == 0  # rounding depends on it
+    assert main(typed) == 0
     again = {tree.question_id for tree in shards.load_trees(data)}
     assert again == {tree.question_id for tree in shards.load_trees(grown)} and len(again) == 12
+    assert sums(data)[f"{FIRST}.pt"] == sums(grown)[f"{FIRST}.pt"]
+
+
+def test_the_command_repeats_what_was_typed_of_task_pipeline_and_alignment(
+    tmp_path: Path, tiny_lm: Path, verify: Verify
+) -> None:
+    data, asked, pair = tmp_path / "prm_data", tmp_path / "q.jsonl", tmp_path / "p.yaml"
+    asked.write_text("\n".join(json.dumps({"question": f"What is {i} + 1 ?", "answer": i + 1}) for i in range(12)))
+    pair.write_text("agents: [{name: a, prompt: '{question}', branches: 2}, {name: b, prompt: Check .}]")
+    typed = " ".join(collection(data, tiny_lm)).replace("--task arithmetic", f"--task {asked} --pipeline {pair}")
+    assert main([*typed.split(), "--align", "rescale"]) == 0
+    before = sums(data)
+    (first, *_) = sorted(data.glob("*.pt"))
+    cut(first)
+    again = next_command(verify(data, "--repair")[1])
+    assert sums(data) != before
+    assert main(again) == 0
+    assert sums(data) == before
+
+
+def test_the_command_grows_what_a_job_lost_and_not_what_other_jobs_ask(
+    tmp_path: Path, tiny_lm: Path, verify: Verify
+) -> None:
+    data = tmp_path / "prm_data"
+    for shard in ("1/3", "2/3"):  # the questions of 3/3 stand elsewhere
+        assert main([*collection(data, tiny_lm), "--shard", shard]) == 0
+    before = sums(data)
+    cut(data / "arithmetic_train_seed42_job2of3_00000.pt")
+    assert main(next_command(verify(data, "--repair")[1])) == 0
+    assert sums(data) == before
+
+
+def test_what_was_grown_again_beside_a_damaged_shard_is_not_lost(
+    data: Path, grown: Path, tiny_lm: Path, verify: Verify
+) -> None:
+    flip(data / f"{FIRST}.pt")
+    assert main([*collection(data, tiny_lm), "--skip_bad_files"]) == 0
+    said = verify(data, "--repair")[1]
+    assert "Set aside" in said and "Next" not in said
+    assert len(shards.load_trees(data)) == 12
+    cut(data / f"{SECOND}.pt")
+    assert main(next_command(verify(data, "--repair")[1])) == 0
+    assert sorted(sums(data).values()) == sorted(sums(grown).values())
+
+
+def test_the_command_for_shards_that_do_not_say_what_was_typed_is_made_of_their_settings(
+    data: Path, grown: Path, verify: Verify
+) -> None:
+    for path in data.glob("*_metadata.json"):
+        said = json.loads(path.read_text())
+        seals.save_sealed({name: value for name, value in said.items() if name not in ("typed", "seal")}, path)
+    cut(data / f"{FIRST}.pt")
+    assert main([*next_command(verify(data, "--repair")[1]), "--batch_size", "2"]) == 0  # rounding depends on it
     assert sums(data)[f"{FIRST}.pt"] == sums(grown)[f"{FIRST}.pt"]
 
 

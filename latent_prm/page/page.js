@@ -54,6 +54,8 @@ async function begin() {
   }
   $("token-form").hidden = true;
   $("task").replaceChildren(...about.tasks.map((name) => new Option(name, name, false, name === about.task)));
+  $("paths").placeholder = about.num_paths ?? ""; // what is left empty is as the server was started
+  $("seed").placeholder = about.seed;
   const reasoner = about.model_path ? ` and the reasoner ${about.model_path}` : "";
   $("served").textContent = `latent-prm ${about.version} serves the PRM ${about.checkpoint}${reasoner}.`;
   $("snippet").textContent = [
