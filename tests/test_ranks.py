@@ -31,17 +31,19 @@ ALONE = Ranks(torch.device("cpu"))
 
 # What a program of one's own would do; it says what the parameters are.
 SPREAD = """
-import sys
+import os, sys
 from torch.distributed.tensor import DTensor
 from latent_prm import options, trainer
+def say(*words):  # in one piece: two processes write into one pipe
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 built = trainer.Run.__init__
 def looked_at(run, *given):
     built(run, *given)
     kinds = {isinstance(p, DTensor) for p in run.module.parameters()}
     local = sum(getattr(p, '_local_tensor', p).numel() for p in run.module.parameters())
     add = trainer.Pace.add
-    trainer.Pace.add = lambda pace, *sizes: print("Step", run.ranks.rank, *sizes[:2], flush=True) or add(pace, *sizes)
-    print("DTensors", kinds, "of", sum(p.numel() for p in run.module.parameters()), "here", local, flush=True)
+    trainer.Pace.add = lambda pace, *sizes: say("Step", run.ranks.rank, *sizes[:2]) or add(pace, *sizes)
+    say("DTensors", kinds, "of", sum(p.numel() for p in run.module.parameters()), "here", local)
 trainer.Run.__init__ = looked_at
 import latent_prm.__main__ as door
 sys.exit(door.main(sys.argv[1:]))
