@@ -14,7 +14,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 from itertools import chain, count, islice
 from pathlib import Path
@@ -127,7 +127,8 @@ def main(options: CollectOptions, alone: bool = True) -> None:
         if options.engine == "local":
             reasoner = load(options, total)
         with only_collector(options) as folder, running(options, total, reasoner, task, growth) as (engine, facts):
-            writer = ShardWriter(folder, name_of(options, task), describe(options, task, reasoner, growth) | facts)
+            facts = describe(options, task, reasoner, growth) | facts
+            writer = ShardWriter(folder, name_of(options, task), facts, others=options.shard is not None)
             done = finished(writer, options.skip_bad_files)
             if done:
                 log.info("%d questions are already in %s.", len(done), folder)
@@ -309,8 +310,9 @@ def _typed(facts: dict[str, Any]) -> dict[str, Any]:
 class ShardWriter:
     """Holds the trees grown since the last shard, and commits them as the folder's next one."""
 
-    def __init__(self, folder: Path, name: str, facts: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, name: str, facts: dict[str, Any], others: bool = False) -> None:
         self.folder, self.name, self.facts = folder, name, facts
+        self.others = others  # whether other jobs may write into the folder too
         self.compared: set[Path] = set()
         self._start()
 
@@ -352,7 +354,8 @@ class ShardWriter:
         """
         with undisturbed():
             if self.trees:
-                with files.turn(self.folder / ".lock-commit"):  # nobody commits between the comparison and the writing
+                turn = files.turn(self.folder / ".lock-commit") if self.others else nullcontext()
+                with turn:  # nobody commits between the comparison and the writing
                     self.compare()
                     self._write()
             self._start()
