@@ -259,10 +259,11 @@ def no_data(folder: str | pathlib.Path, way_out: str = "pass --data_dir", **coll
     """
     if pathlib.Path(folder).is_file():
         return NoData(f"{folder} is a file. Type its folder: {pathlib.Path(folder).parent}")
-    names = ", ".join(path.name for path in chain(*scan(folder)))
+    finished, unfinished = scan(folder)
+    names = ", ".join(path.name for path in chain(finished, unfinished))
     which = "No intact and finished .pt files found" if names else "No .pt files found"
     there = f" (there are {names})" if names else ""
-    there += "".join(f"\n{reason}" for path in scan(folder)[1] if (reason := foreign.unreadable(path)))
+    there += "".join(f"\n{reason}" for path in unfinished if (reason := foreign.unreadable(path)))
     return NoData(f'{which} in {folder}{there}\nRun "{command("collect", **collected)}" first, or {way_out}.')
 
 

@@ -169,7 +169,7 @@ class Bench:
         first[:, -1], costs[:, -1] = billed
         n = self.pool_growth.num_paths
         spent = first + (costs - first) * np.arange(n)[:, None, None] / max(1, n - 1)
-        spent[:, :, :2] = np.swapaxes([self._shared(question) for question in self.questions], 0, 1)
+        spent[:, :, :2] = self._shared
         pool = Pool(
             values=[[answer.value for answer in each] for each in answers],
             correct=[np.array([answer.correct for answer in each]) for each in answers],
@@ -177,16 +177,18 @@ class Bench:
         )
         return Unsteered(scorer.name, pool, spent, self.options.select)
 
-    def _shared(self, question: Question) -> Float[np.ndarray, "N 2"]:
+    @cached_property
+    def _shared(self) -> Float[np.ndarray, "N Q 2"]:
         """The prompt tokens and latents of 1, 2, … and all paths: those that share an ancestor pay for it once."""
-        growth, prompts = self.pool_growth, self.reasoner.prompt_lengths(question, self.pool_growth)
-        found = np.zeros((growth.num_paths, 2))
+        growth = self.pool_growth
+        prompts = np.array([self.reasoner.prompt_lengths(question, growth) for question in self.questions])
+        found = np.empty((growth.num_paths, len(self.questions), 2))
         for k in range(1, growth.num_paths + 1):
             thinking = ancestors(growth, k)
             reading = [rows for run, rows in zip(growth.runs, [1.0, *thinking], strict=False) if run.prompt is not None]
             reading += [thinking[-1]] if growth.judger is not None else []
-            latents = sum(run.latent_steps * rows for run, rows in zip(growth.runs, thinking, strict=True))
-            found[k - 1] = np.dot(prompts, reading), latents
+            found[k - 1, :, 0] = prompts @ reading
+            found[k - 1, :, 1] = sum(run.latent_steps * rows for run, rows in zip(growth.runs, thinking, strict=True))
         return found
 
     def _try(self, name: str, scorer: Scorer, bar: tqdm[Any]) -> Tried:
